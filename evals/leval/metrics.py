@@ -1,0 +1,169 @@
+"""L-Eval's metrics, to the letter: `exam` for closed-ended tasks, `f1` and `rouge` for open-ended ones.
+
+Source: L-Eval (arXiv 2307.11088), OpenLMLab/LEval, `Evaluation/auto_eval.py`, `em.py`. Kept quirks: multiple choice
+takes the first of the letters A-D, wherever it stands ("Answer: C" is A), and A where there is none; a proper subset of
+the right letters scores .25, and so does an answer of nothing but articles and punctuation; numbers are cut at their
+point ("$1,200.50" is 1200); code loses every ".0", so 1.05 is 15; texts are rated by containment.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+
+from rouge_score.rouge_scorer import RougeScorer
+
+from longloom.evals.longbench.metrics import bag_f1, normalize_answer
+from longloom.evals.suite import Parts
+
+#: Multiple choice; the names that the official script looks for.
+_WITH_OPTIONS = ("coursera", "quality", "tpo")
+_LETTERS = "ABCD"
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_RANKS = ("first", "second", "third")
+_FILLERS = ("will be", "of the code", "is", "would be", "the value of", "the result of", "printed")
+
+
+def exam(task: str, prediction: str, answer: str, *, position: int) -> Parts:
+    """Rates an answer to a closed-ended question.
+
+    Args:
+        task: its official name decides how both texts are cleaned.
+        prediction: the model's text.
+        answer: the official answer.
+        position: the question's place in the file, from 0: topic retrieval is averaged by first, second, third topic.
+
+    Returns:
+        The parts that the task's score averages.
+    """
+    if task in _WITH_OPTIONS:
+        return {"score": exact_match(chosen_letters(task, prediction), _right_letters(answer))}
+    if task == "gsm100":
+        return {"score": exact_match(final_number(prediction), final_number(answer))}
+    if task == "codeU":
+        return {"score": exact_match(_code_output(prediction, words=len(answer.split())), clean_code(answer))}
+    if task == "topic_retrieval_longchat":
+        return {_RANKS[position % 3]: exact_match(prediction, answer)}
+    assert task == "sci_fi", task
+    parts = {}
+    for name, said, right in zip(("loyalty", "fact"), verdicts(prediction), _official_verdicts(answer), strict=True):
+        parts[name] = exact_match(said, right)
+    return parts
+
+
+def exact_match(prediction: str, answer: str) -> float:
+    """1, .25 or 0: letters by their set, numbers as floats, other texts by containment.
+
+    Containment looks at the prediction's first line of more than one character, without spaces, in lower case.
+    """
+    right, said = _squeeze(answer), _squeeze(prediction)
+    if set(right) <= set(_LETTERS):
+        return 1.0 if said == right else 0.25 if set(said) <= set(right) else 0.0
+    try:
+        return float(float(prediction) == float(answer))
+    except ValueError:
+        line = next((line for line in prediction.split("\n") if len(line) > 1), prediction)
+        return float(answer.lower().replace(" ", "") in line.lower().replace(" ", ""))
+
+
+def chosen_letters(task: str, response: str) -> str:
+    """The options that an answer chooses: one letter, or for coursera several in order; "None" for an empty answer."""
+    if not response.strip():
+        return "None"
+    if response in _LETTERS:
+        return response
+    if task != "coursera":
+        letter = next((char for char in response if char in _LETTERS), None)
+        if letter is not None:
+            return letter
+    rest = response.lstrip(_LETTERS)
+    leading = response[: len(response) - len(rest)]
+    if len(leading) > 1:
+        return _in_order(leading)
+    rest = rest.split("Question")[0]
+    letters = _in_order(leading + "".join(re.findall(r"[A-Z](?=[\s.)])", rest)))
+    if not letters:
+        run = re.search(rf"[{_LETTERS}]+", rest)
+        letters = run[0] if run else "A"
+    return letters
+
+
+def final_number(text: str) -> str:
+    """The digits of the number after "The answer is", or of the last word of the first paragraph that has a digit.
+
+    Digits are read up to a point; everything else in the word is left out.
+    """
+    told = re.search(r"The answer is (\S+)", text)
+    if told:
+        word = told[1]
+    else:
+        words = text.split("\n\n")[0].split(" ")
+        word = next((word for word in reversed(words) if any(map(str.isdigit, word))), "")
+    return "".join(char for char in word.split(".")[0] if char.isdigit())
+
+
+def clean_code(text: str) -> str:
+    """A program's output without what is written in several ways: white space, quotes, commas, ".0"."""
+    text = re.sub(r"\s+", " ", text)
+    for old, new in ((",", ""), ("'", ""), ("\\", ""), (".0", ""), ("] [", "]["), ("[ [", "[["), ("] ]", "]]")):
+        text = text.replace(old, new)
+    return text
+
+
+def verdicts(prediction: str) -> tuple[str, str]:
+    """What is said by the story and, in `[fact: ...]`, in fact: "true", "false" or "<error>" each."""
+    # The official script fails without `[fact:`; here what is missing is an error of the answer.
+    told, _, fact = prediction.lower().partition("[fact:")
+    return _verdict(told), _verdict(fact.partition("[fact:")[0][:-1])
+
+
+def f1(prediction: str, answer: str) -> float:
+    """F1 over the words of the normalized texts (SQuAD's)."""
+    return bag_f1(normalize_answer(prediction).split(), normalize_answer(answer).split())
+
+
+def rouge_l(prediction: str, answer: str) -> float:
+    """F of ROUGE-L by the package rouge_score, without stemming: the leaderboard's `rouge`."""
+    return float(_ROUGE.score(answer, prediction)["rougeL"].fmeasure)
+
+
+_ROUGE = RougeScorer(["rougeL"], use_stemmer=False)
+
+
+def _squeeze(text: str) -> str:
+    """SQuAD's normalization without its lower case: the letters of options would not survive that."""
+    return " ".join(_ARTICLES.sub(" ", text.translate(_WITHOUT_PUNCTUATION)).split())
+
+
+def _right_letters(answer: str) -> str:
+    return "".join(char for char in answer.split()[0] if char in _LETTERS) or "A"
+
+
+def _in_order(letters: str) -> str:
+    return "".join(letter for letter in _LETTERS if letter in letters)
+
+
+def _code_output(response: str, words: int) -> str:
+    """The last words of an answer (or the first after "the final output"), three more than the official output has."""
+    response = clean_code(response)
+    for filler in _FILLERS:
+        response = response.replace(filler, "")
+    _, told, output = response.rpartition("the final output")
+    parts = re.split(r"\s+", output)
+    return " ".join(parts[: words + 3] if told else parts[-(words + 3) :])
+
+
+def _official_verdicts(answer: str) -> tuple[str, str]:
+    told, label, fact = answer.lower().partition("[fact:")
+    if not label:
+        raise ValueError(f"sci_fi: the answer is {answer!r}, expected 'True [fact: False]' or the like")
+    return told.strip(), fact[:-1].strip()
+
+
+def _verdict(text: str) -> str:
+    for word in text.split():
+        for verdict in ("true", "false"):
+            if verdict in word:
+                return verdict
+    return "<error>"

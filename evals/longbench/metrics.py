@@ -1,0 +1,221 @@
+"""LongBench's metrics, to the letter: the same predictions give the official score, quirks included.
+
+Source: THUDM/LongBench, `metrics.py` and the scorer in `eval.py` (MIT). Each metric rates a prediction against one
+answer; a sample's score is the best over its answers, a task's the mean. Kept quirks:
+
+- `rouge` is the package rouge 1.0.1: set-based, case-sensitive, and its recursion fails to a silent 0 beyond some
+  600 words without a full stop. The depth at which it fails is made that of the official script (`_RougeThread`).
+- `code_sim` is fuzzywuzzy's ratio *on difflib*: fuzzywuzzy itself turns to python-Levenshtein where that is installed.
+- `classification` removes from the list it iterates over, so that of two neighbours only the first is looked at.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import string
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import jieba
+from rouge import Rouge
+
+from longloom.evals.matching import string_match
+
+jieba.setLogLevel(logging.ERROR)  # it tells on stderr about its dictionary otherwise
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+# The official list of punctuation in Chinese texts, as ranges of code points; a few neighbours are not on it.
+_CHINESE_PUNCTUATION = (
+    *(0x2013, 0x2014, 0x2018, 0x2019),
+    *range(0x201B, 0x2020),
+    *(0x2026, 0x2027),
+    *range(0x3001, 0x3004),
+    *range(0x300B, 0x3012),
+    *range(0x3014, 0x3020),
+    *(0x3030, 0x303E, 0x303F, 0xFE4F),
+    *range(0xFF01, 0xFF0E),
+    0xFF0F,
+    *range(0xFF1A, 0xFF21),
+    *range(0xFF3B, 0xFF41),
+    *range(0xFF5B, 0xFF65),
+)
+_WITHOUT_CHINESE_PUNCTUATION = {**_WITHOUT_PUNCTUATION, **dict.fromkeys(_CHINESE_PUNCTUATION)}
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without punctuation and English articles, single spaces (SQuAD's normalization)."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
+
+
+def bag_f1(prediction: Sequence[str], answer: Sequence[str]) -> float:
+    """F1 over two bags of tokens; 0 if they share none."""
+    common = (Counter(prediction) & Counter(answer)).total()
+    if common == 0:
+        return 0.0
+    precision = common / len(prediction)
+    recall = common / len(answer)
+    return 2 * precision * recall / (precision + recall)
+
+
+def qa_f1(prediction: str, answer: str) -> float:
+    """F1 over the words of the normalized texts."""
+    return bag_f1(normalize_answer(prediction).split(), normalize_answer(answer).split())
+
+
+def qa_f1_zh(prediction: str, answer: str) -> float:
+    """F1 over jieba's words, each normalized on its own; words of nothing but punctuation are left out."""
+    return bag_f1(_chinese_words(prediction), _chinese_words(answer))
+
+
+def rouge(prediction: str, answer: str) -> float:
+    """F of rouge-l in rouge 1.0.1; 0 where that fails (an empty text, recursion too deep)."""
+    return _run(_RougeThread(prediction, answer))
+
+
+def rouge_zh(prediction: str, answer: str) -> float:
+    """`rouge` over jieba's words."""
+    return _run(_DeeperRougeThread(" ".join(jieba.cut(prediction)), " ".join(jieba.cut(answer))))
+
+
+def count(prediction: str, answer: str) -> float:
+    """Share of all numbers in the prediction that are the answer; 0 without numbers."""
+    return _share_of_numbers(prediction, answer)
+
+
+def retrieval(prediction: str, answer: str) -> float:
+    """Share of all numbers in the prediction that are the N of the answer's `Paragraph N`.
+
+    Raises:
+        ValueError: the answer has no such number.
+    """
+    return _share_of_numbers(prediction, _paragraph(answer, "Paragraph "))
+
+
+def retrieval_zh(prediction: str, answer: str) -> float:
+    """Share of all numbers in the prediction that are the N of the answer's `段落N`; errors as `retrieval`."""
+    return _share_of_numbers(prediction, _paragraph(answer, "段落"))
+
+
+def code_sim(prediction: str, answer: str) -> float:
+    """Similarity in hundredths of the prediction's first line without `` ` ``, `#` and `//`, leading line ends aside."""
+    lines = prediction.lstrip("\n").split("\n")
+    line = next((line for line in lines if not any(mark in line for mark in ("`", "#", "//"))), "")
+    if line == answer:
+        return 1.0
+    if not line or not answer:
+        return 0.0
+    return round(100 * difflib.SequenceMatcher(None, line, answer).ratio()) / 100
+
+
+def classification(prediction: str, answer: str, classes: Sequence[str]) -> float:
+    """1 / (number of classes named in the prediction) if the answer is one of them, else 0.
+
+    A class is named if it is a substring; one that is a proper substring of the answer does not count.
+    """
+    named = [name for name in classes if name in prediction]
+    for name in named:  # removing shifts the rest, so the next one is passed over: officially so
+        if name in answer and name != answer:
+            named.remove(name)
+    return 1 / len(named) if answer in named else 0.0
+
+
+#: Metric -> score of a prediction against all answers, given the record's classes (null but for classification).
+Metric = Callable[[str, Sequence[str], Sequence[str] | None], float]
+
+
+def _best(metric: Callable[[str, str], float]) -> Metric:
+    def best(prediction: str, answers: Sequence[str], classes: Sequence[str] | None) -> float:
+        return max((metric(prediction, answer) for answer in answers), default=0.0)
+
+    return best
+
+
+def _best_class(prediction: str, answers: Sequence[str], classes: Sequence[str] | None) -> float:
+    if classes is None:
+        raise ValueError("classification: all_classes is null, expected a list of the classes")
+    return max((classification(prediction, answer, classes) for answer in answers), default=0.0)
+
+
+def _contained(prediction: str, answers: Sequence[str], classes: Sequence[str] | None) -> float:
+    return string_match(prediction, answers)
+
+
+#: Every metric that a task in LongBench's format can name; `string_match` is RULER's, not official here.
+METRICS: dict[str, Metric] = {
+    **{metric.__name__: _best(metric) for metric in (qa_f1, qa_f1_zh, rouge, rouge_zh)},
+    **{metric.__name__: _best(metric) for metric in (count, retrieval, retrieval_zh, code_sim)},
+    "classification": _best_class,
+    "string_match": _contained,
+}
+
+
+def first_line(prediction: str) -> str:
+    """The first line that is not empty: all that few-shot tasks are judged by."""
+    return prediction.lstrip("\n").split("\n")[0]
+
+
+def dataset_score(scores: Sequence[float]) -> float:
+    """The score of a task, 0-100 with two decimals, as the official scorer rounds it.
+
+    Raises:
+        ValueError: no samples.
+    """
+    if not scores:
+        raise ValueError("no samples to score, expected at least one")
+    return round(100 * sum(scores) / len(scores), 2)
+
+
+def _share_of_numbers(prediction: str, number: str) -> float:
+    numbers = re.findall(r"\d+", prediction)
+    return numbers.count(number) / len(numbers) if numbers else 0.0
+
+
+def _paragraph(answer: str, label: str) -> str:
+    found = re.search(rf"{label}(\d+)", answer)
+    if found is None:
+        raise ValueError(f"retrieval: the answer is {answer!r}, expected '{label}' and a number in it")
+    return found[1]
+
+
+def _chinese_words(text: str) -> list[str]:
+    words = ("".join(word.lower().translate(_WITHOUT_CHINESE_PUNCTUATION).split()) for word in jieba.cut(text))
+    return [word for word in words if word]
+
+
+class _RougeThread(threading.Thread):
+    """Calls rouge at the depth of the stack where the official script calls it, whatever the caller's own depth.
+
+    rouge recurses once a word, and where that exceeds Python's limit the official score is 0. A thread starts an empty
+    stack; its `run` is the third frame on it, as `rouge_score` is in the official script (script, scorer, metric).
+    """
+
+    def __init__(self, prediction: str, answer: str) -> None:
+        super().__init__(daemon=True)
+        self._texts = (prediction, answer)
+        self.score = 0.0
+
+    def run(self) -> None:
+        prediction, answer = self._texts
+        try:
+            scores = Rouge(metrics=["rouge-l"]).get_scores([prediction], [answer], avg=True)
+        except Exception:  # officially whatever goes wrong scores 0
+            return
+        self.score = scores["rouge-l"]["f"]
+
+
+class _DeeperRougeThread(_RougeThread):
+    """One frame deeper: the official `rouge_zh_score` calls the official `rouge_score`."""
+
+    def run(self) -> None:
+        super().run()
+
+
+def _run(thread: _RougeThread) -> float:
+    thread.start()
+    thread.join()
+    return thread.score

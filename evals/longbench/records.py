@@ -1,0 +1,110 @@
+"""Where LongBench's records come from: a folder of official JSON Lines files, or the hub's archive of the same files."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from longloom.evals.jsonl import NUMBER, STRINGS, STRINGS_OR_NULL, TEXT, check_fields, parse, read_records
+
+FIELDS = {
+    "input": TEXT,
+    "context": TEXT,
+    "answers": STRINGS,
+    "length": NUMBER,
+    "dataset": TEXT,
+    "language": TEXT,
+    "all_classes": STRINGS_OR_NULL,
+    "_id": TEXT,
+}
+
+_HUB_REPOSITORY = "THUDM/LongBench"
+_HUB_ARCHIVE = "data.zip"
+
+
+def tasks_in(folder: Path) -> list[str]:
+    """The tasks that a folder has records of, sorted.
+
+    Raises:
+        ValueError: it has none.
+    """
+    tasks = sorted(path.stem for path in folder.glob("*.jsonl"))
+    if not tasks:
+        raise ValueError(f"{folder} holds no <task>.jsonl, expected records in LongBench's format")
+    return tasks
+
+
+def read_task(data: Path | None, task: str) -> Iterator[dict[str, Any]]:
+    """The records of a task, checked.
+
+    Args:
+        data: the folder; None: the hub (HF_HUB_OFFLINE=1: its local cache).
+        task: the task's name.
+
+    Raises:
+        ValueError: no such file, or a bad record (file, line, field).
+    """
+    if data is None:
+        archive = _download()
+        name = f"{archive}/{task}.jsonl"
+        numbered = parse(name, _lines_in(archive, task))
+    else:
+        path = data / f"{task}.jsonl"
+        name = str(path)
+        if not path.is_file():
+            raise ValueError(f"{name} does not exist; {data} has records of {', '.join(tasks_in(data))}")
+        numbered = read_records(path)
+    found = False
+    for number, record in numbered:
+        found = True
+        check_fields(record, FIELDS, f"{name}:{number}")
+        yield record
+    if not found:
+        raise ValueError(f"{name}: has no records, expected at least one")
+
+
+def read_config(folder: Path, name: str) -> dict[str, Any] | None:
+    """A table of tasks, `config/<name>.json` in a folder; None if it is not there.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    path = folder / "config" / f"{name}.json"
+    if not path.is_file():
+        return None
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: is not JSON ({error})") from None
+    if not isinstance(table, dict):
+        raise ValueError(f"{path}: holds a JSON {type(table).__name__}, expected an object of tasks")
+    return table
+
+
+def _download() -> Path:
+    from huggingface_hub import hf_hub_download  # here, for a local folder needs no hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(_HUB_REPOSITORY, _HUB_ARCHIVE, repo_type="dataset"))
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"cannot fetch {_HUB_ARCHIVE} of the hub's data set {_HUB_REPOSITORY} ({reason}); expected a reachable hub, "
+            "or a folder of LongBench's JSON Lines files as data"
+        ) from None
+
+
+def _lines_in(archive: Path, task: str) -> Iterator[tuple[int, str]]:
+    with zipfile.ZipFile(archive) as file:
+        member = f"data/{task}.jsonl"
+        if member not in file.namelist():
+            raise ValueError(f"{archive}: has no {member}")
+        with file.open(member) as raw:
+            for number, line in enumerate(io.TextIOWrapper(raw, encoding="utf-8"), start=1):
+                if line.strip():
+                    yield number, line

@@ -1,0 +1,149 @@
+"""LongBench as a suite, and `records`: any folder of tasks of one's own in LongBench's format."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from longloom.evals.longbench.metrics import METRICS, dataset_score, first_line
+from longloom.evals.longbench.prompts import is_official, packaged_prompt
+from longloom.evals.longbench.records import read_config, read_task, tasks_in
+from longloom.evals.longbench.tasks import NEWLINE_STOPS, TASKS, Task
+from longloom.evals.protocol import Request
+from longloom.evals.suite import Parts, Source, Suite, make_record, unknown_task
+
+
+class _LongBenchFormat(Suite):
+    """What both suites share: the records, the prompts' place, the metrics, the score."""
+
+    @abstractmethod
+    def _task(self, task: str) -> Task: ...
+
+    @abstractmethod
+    def _prompt(self, task: str) -> str: ...
+
+    def metric(self, task: str) -> str:
+        return self._task(task).metric
+
+    def max_new_tokens(self, task: str) -> int:
+        return self._task(task).max_new_tokens
+
+    def records(self, task: str) -> list[dict[str, Any]]:
+        protocol = self._task(task)
+        template = self._prompt(task)
+        records = []
+        for number, record in enumerate(read_task(self.source.data, task), start=1):
+            try:
+                prompt = template.format(**record)
+            except (KeyError, IndexError, ValueError) as error:
+                raise ValueError(
+                    f"the prompt of task {task!r} cannot be filled ({type(error).__name__}: {error}); expected the "
+                    f"names of fields in braces: {', '.join(record)}"
+                ) from None
+            classes = record["all_classes"]
+            if protocol.metric == "classification" and classes is None:
+                raise ValueError(f"{task}: record {number} has no all_classes, which the metric classification needs")
+            request = Request(prompt, chat=protocol.chat, newline_stops=task in NEWLINE_STOPS)
+            records.append(make_record([request], record["answers"], all_classes=classes))
+        return records
+
+    def rate(self, task: str, prediction: str, record: Mapping[str, Any]) -> Parts:
+        protocol = self._task(task)
+        rated = first_line(prediction) if protocol.first_line_only else prediction
+        return {"score": METRICS[protocol.metric](rated, record["references"], record["all_classes"])}
+
+    def score(self, task: str, ratings: Sequence[Parts]) -> float:
+        return dataset_score([parts["score"] for parts in ratings])
+
+
+class LongBench(_LongBenchFormat):
+    """LongBench v1 (arXiv 2308.14508), official prompts and protocol, records from a folder or the hub."""
+
+    name = "longbench"
+
+    def tasks(self) -> list[str]:
+        if self.source.data is None:
+            return list(TASKS)
+        present = tasks_in(self.source.data)
+        tasks = [task for task in TASKS if task in present]
+        if not tasks:
+            raise ValueError(
+                f"{self.source.data} has records of {', '.join(present)}, none of which is a task of LongBench "
+                f"({', '.join(TASKS)}); for tasks of your own in its format use the suite 'records'"
+            )
+        return tasks
+
+    def _task(self, task: str) -> Task:
+        if task not in TASKS:
+            raise unknown_task(self.name, task, list(TASKS))
+        return TASKS[task]
+
+    def _prompt(self, task: str) -> str:
+        prompts = None if self.source.data is None else read_config(self.source.data, "dataset2prompt")
+        if prompts is None or task not in prompts:
+            return packaged_prompt(task)
+        prompt = prompts[task]
+        if not isinstance(prompt, str) or not is_official(task, prompt):
+            raise ValueError(
+                f"{self.source.data}/config/dataset2prompt.json: the prompt of {task!r} differs from LongBench's; "
+                "expected the official one to the byte, or the suite 'records' for prompts of your own"
+            )
+        return prompt
+
+
+class Records(_LongBenchFormat):
+    """Tasks of one's own in LongBench's format.
+
+    Beside `<task>.jsonl` the folder has in `config/`, each {task: value}: dataset2prompt.json (a template of the
+    record's fields), dataset2maxlen.json (tokens of an answer), dataset2metric.json (one of METRICS) and
+    dataset2chat.json (whether the chat template is put around the prompt).
+    """
+
+    name = "records"
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        if source.data is None:
+            raise ValueError("suite 'records' needs data: a folder of <task>.jsonl in LongBench's format, with config/")
+        self._folder: Path = source.data
+        self._tasks = tasks_in(self._folder)
+        self._tables = {
+            name: self._table(name) for name in ("dataset2prompt", "dataset2maxlen", "dataset2metric", "dataset2chat")
+        }
+
+    def tasks(self) -> list[str]:
+        return list(self._tasks)
+
+    def _task(self, task: str) -> Task:
+        if task not in self._tasks:
+            raise unknown_task(self.name, task, self._tasks)
+        metric = self._value("dataset2metric", task, str)
+        if metric not in METRICS:
+            raise ValueError(
+                f"{self._folder}/config/dataset2metric.json: {task!r} has the metric {metric!r}; known: "
+                f"{', '.join(METRICS)}"
+            )
+        longest = self._value("dataset2maxlen", task, int)
+        if longest < 1:
+            raise ValueError(f"{self._folder}/config/dataset2maxlen.json: {task!r} is {longest}, expected at least 1")
+        return Task(metric, longest, chat=self._value("dataset2chat", task, bool))
+
+    def _prompt(self, task: str) -> str:
+        prompt: str = self._value("dataset2prompt", task, str)
+        return prompt
+
+    def _table(self, name: str) -> dict[str, Any]:
+        table = read_config(self._folder, name)
+        if table is None:
+            raise ValueError(f"{self._folder}/config/{name}.json does not exist, expected a value for each task")
+        return table
+
+    def _value(self, name: str, task: str, kind: type) -> Any:
+        value = self._tables[name].get(task)
+        if type(value) is not kind:
+            raise ValueError(
+                f"{self._folder}/config/{name}.json: {task!r} is {value!r}, expected a value of type {kind.__name__}"
+            )
+        return value

@@ -1,0 +1,89 @@
+"""Haystacks: text of an exact number of tokens out of any documents, and a needle put into it at a depth."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from longloom.storage.parquet import iter_batches
+
+#: The ends of sentences in prose: a full stop and what closes it, before white space; or the end of a line.
+_SENTENCE_END = re.compile(r"[.!?。！？][\"'”’)\]]*(?=\s)|\n")
+
+#: How a needle is written into prose, and into code, where it stands as a comment on a line of its own.
+STYLES = ("prose", "code")
+
+
+def documents(data: Path) -> Iterator[str]:
+    """The texts of a corpus artifact, or of a folder's `.txt` files, in order.
+
+    Raises:
+        ValueError: neither is there, or nothing but blank texts.
+    """
+    found = False
+    for text in _texts(data):
+        if text.strip():
+            found = True
+            yield text
+    if not found:
+        raise ValueError(f"{data} has no text, expected a corpus (documents-*.parquet) or a folder of .txt files")
+
+
+def _texts(data: Path) -> Iterator[str]:
+    if any(data.glob("documents*.parquet")):
+        for batch in iter_batches(data, "documents", columns=["text"], batch_size=64):
+            yield from batch.column("text").to_pylist()
+    else:
+        for path in sorted(data.glob("*.txt")):
+            try:
+                yield path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+class Stream:
+    """Deals out the documents one after another, starting again at the end: no text is used twice before all were."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+        self._documents = documents(data)
+
+    def next(self) -> str:
+        """The next document (ValueError if there is none)."""
+        try:
+            return next(self._documents)
+        except StopIteration:
+            self._documents = documents(self._data)
+            return next(self._documents)
+
+
+def insert(haystack: str, needle: str, *, at: int, depth: float, style: str) -> str:
+    """Puts a needle into a haystack.
+
+    Args:
+        haystack: the text.
+        needle: a sentence.
+        at: the place in characters; the needle goes to the end of the sentence (code: line) before it.
+        depth: 100 appends it, whatever the place.
+        style: one of STYLES.
+
+    Source: gkamradt/LLMTest_NeedleInAHaystack, `insert_needle`: back to the last full stop; depth 100 appends.
+    """
+    if style == "code":
+        line = f"# {needle}"
+        if depth == 100:
+            return f"{haystack}\n{line}"
+        begin = haystack.rfind("\n", 0, at) + 1
+        return f"{haystack[:begin]}{line}\n{haystack[begin:]}"
+    if depth == 100:
+        return f"{haystack} {needle}"
+    end = 0
+    for match in _SENTENCE_END.finditer(haystack, 0, at + 1):  # one more, for the white space behind a full stop
+        if match.end() <= at:
+            end = match.end()
+    if end == 0:
+        return f"{needle} {haystack}"
+    space = "" if haystack[end - 1] == "\n" else " "
+    follow = " " if haystack[end - 1] == "\n" else ""
+    return haystack[:end] + space + needle + follow + haystack[end:]

@@ -1,0 +1,170 @@
+"""What a benchmark asks of the model for one sample, and how that becomes token ids: truncation, then the chat template.
+
+The order is LongBench's: the prompt is cut *before* the template is put around it, so that the template always stays
+whole. What a model's window leaves is respected in the same way, after the protocol's own limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+#: Rounds in which a cut prompt may shrink until it fits the window.
+_ROUNDS = 16
+
+
+@dataclass(frozen=True)
+class Request:
+    """One generation.
+
+    Attributes:
+        document: the part of the prompt that may be cut.
+        before, after: what stands around it and is never cut.
+        cut: how a document that is too long is cut, one of CUTS, or "never".
+        chat: put the model's chat template (if it has one) around the prompt.
+        prefix: the beginning of the answer, after the template.
+        newline_stops: generate at least one token, and stop at a line end (LongBench's samsum).
+    """
+
+    document: str
+    before: str = ""
+    after: str = ""
+    cut: str = "middle"
+    chat: bool = True
+    prefix: str = ""
+    newline_stops: bool = False
+
+    @property
+    def prompt(self) -> str:
+        """The whole prompt, uncut and without template."""
+        return self.before + self.document + self.after
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a column of a record."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Request:
+        """The inverse of `to_dict`."""
+        return cls(**fields)
+
+
+class Failure(str):
+    """The reply to a request that failed: an empty text for the harness, with what went wrong."""
+
+    error: str
+
+    def __new__(cls, error: str) -> Failure:
+        failure = super().__new__(cls, "")
+        failure.error = error
+        return failure
+
+
+class Prepared(NamedTuple):
+    """Attributes: ids: the model's input [N]. truncated: whether the document was cut."""
+
+    ids: list[int]
+    truncated: bool
+
+
+def _middle(tokenizer: PreTrainedTokenizerBase, document: str, ids: list[int], limit: int) -> str:
+    """The first and the last half of the tokens (LongBench's and InfiniteBench's protocol)."""
+    half = limit // 2
+    parts = (tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:half], ids[-half:]))
+    return "".join(parts)
+
+
+def _left(tokenizer: PreTrainedTokenizerBase, document: str, ids: list[int], limit: int) -> str:
+    """The last tokens (lm-eval's protocol)."""
+    return str(tokenizer.decode(ids[-limit:], skip_special_tokens=True))
+
+
+def _words_right(tokenizer: PreTrainedTokenizerBase, document: str, ids: list[int], limit: int) -> str:
+    """The first words (L-Eval's protocol: `limit` words, then 250 fewer each time until the tokens fit)."""
+    return _cut_words(tokenizer, document, limit, lambda words, keep: words[:keep])
+
+
+def _words_left(tokenizer: PreTrainedTokenizerBase, document: str, ids: list[int], limit: int) -> str:
+    """The last words, in the same steps (L-Eval's codeU)."""
+    return _cut_words(tokenizer, document, limit, lambda words, keep: words[-keep:])
+
+
+def _cut_words(
+    tokenizer: PreTrainedTokenizerBase, document: str, limit: int, choose: Callable[[list[str], int], list[str]]
+) -> str:
+    keep = limit
+    while len(encode(tokenizer, document)) > limit:
+        if keep <= 0:
+            return ""
+        document = " ".join(choose(document.split(" "), keep))
+        keep -= 250
+    return document
+
+
+CUTS: dict[str, Callable[[PreTrainedTokenizerBase, str, list[int], int], str]] = {
+    "middle": _middle,
+    "left": _left,
+    "words_right": _words_right,
+    "words_left": _words_left,
+}
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> list[int]:
+    """Token ids of a text of any length; `special`: with the tokenizer's own additions (a bos token)."""
+    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def render(request: Request, tokenizer: PreTrainedTokenizerBase, document: str) -> list[int]:
+    """The model's input [N] for a request whose document was replaced: prompt, chat template, prefix.
+
+    Without a chat template (a base model) the prompt stands as it is.
+    """
+    prompt = request.before + document + request.after
+    if request.chat and tokenizer.chat_template:
+        turn = [{"role": "user", "content": prompt}]
+        text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        return encode(tokenizer, text + request.prefix, special=False)
+    # A prompt that lm-eval has put into a template already begins with its bos token.
+    bos = tokenizer.bos_token
+    return encode(tokenizer, prompt + request.prefix, special=not (bos and prompt.startswith(str(bos))))
+
+
+def prepare(request: Request, tokenizer: PreTrainedTokenizerBase, *, room: int, limit: int | None) -> Prepared:
+    """Cuts and renders a request.
+
+    Args:
+        request: the request.
+        tokenizer: the model's.
+        room: tokens that the model's window leaves for the whole input.
+        limit: the protocol's limit on the document, in tokens before the template; None: what the window leaves.
+
+    Raises:
+        ValueError: a request that must not be cut is too long, or nothing of the document would be left.
+    """
+    document_ids = encode(tokenizer, request.document)
+    target = len(document_ids) if limit is None else limit
+    if len(document_ids) <= target and len(document_ids) <= room:
+        ids = render(request, tokenizer, request.document)
+        if len(ids) <= room:
+            return Prepared(ids, truncated=False)
+    if request.cut == "never":
+        raise ValueError(
+            f"a prompt of {len(render(request, tokenizer, request.document))} tokens must not be cut, and "
+            f"{min(room, target)} are allowed (the model's window leaves {room})"
+        )
+    target = min(target, room - len(render(request, tokenizer, "")))
+    for _ in range(_ROUNDS):
+        if target < 2:
+            break
+        # Tokens do not always survive decoding and encoding, so the first try can be some tokens too long.
+        ids = render(request, tokenizer, CUTS[request.cut](tokenizer, request.document, document_ids, target))
+        if len(ids) <= room:
+            return Prepared(ids, truncated=True)
+        target -= len(ids) - room
+    raise ValueError(
+        f"the model's window leaves {room} tokens for the prompt, and nothing of the document fits into them beside "
+        f"{len(render(request, tokenizer, ''))} tokens of instructions"
+    )

@@ -1,0 +1,39 @@
+"""What a flow run shows on its page in the Prefect UI: tables of scores and the report."""
+
+from __future__ import annotations
+
+import re
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.context import FlowRunContext
+
+from longloom.storage.refs import ArtifactRef
+from longloom.storage.store import Store
+
+#: The server refuses parameters and artifacts beyond about 512 KB.
+LIMIT = 400_000
+
+
+def _key(text: str) -> str:
+    """Prefect's keys: lower case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def publish_scores(store: Store, ref: ArtifactRef, *, key: str) -> None:
+    """The scores of one evaluation as a table artifact."""
+    if FlowRunContext.get() is None:
+        return
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(store.open(ref) / "scores.parquet").to_pylist()
+    create_table_artifact(table=rows, key=_key(f"scores-{key}"), description=f"{key}, artifact {ref.short()}")
+
+
+def publish_report(store: Store, ref: ArtifactRef, *, key: str) -> None:
+    """The report as a Markdown artifact, with a link to the page."""
+    if FlowRunContext.get() is None:
+        return
+    folder = store.open(ref)
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    create_markdown_artifact(markdown=text[:LIMIT], key=_key(f"report-{key}"), description=f"artifact {ref.short()}")
+    create_link_artifact(link=(folder / "index.html").as_uri(), link_text="the report's page", key=_key(f"page-{key}"))

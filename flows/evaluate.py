@@ -1,0 +1,74 @@
+"""Flow `evaluate`: a model on a suite, once for each KV policy."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from longloom.flows.artifacts import publish_scores
+from longloom.flows.model import model_of
+from longloom.flows.params import DEFAULT_STORE, EvaluateParams, ModelParams, parse_policy
+from longloom.storage.refs import ArtifactRef
+from longloom.storage.runs import RunLog
+from longloom.storage.store import Store
+from longloom.tasks.longcontext.task import evaluate as evaluate_task
+
+
+def evaluations_of(
+    store: Store,
+    log: RunLog,
+    label: str,
+    model: ArtifactRef,
+    params: EvaluateParams,
+    *,
+    suite: str,
+    data: ArtifactRef | str | None,
+) -> dict[str, ArtifactRef]:
+    """One evaluation artifact a KV policy, each with its table artifact in the UI.
+
+    Args:
+        store: where they go.
+        log: of the run.
+        label: of the model, for the run's names.
+        model: to be evaluated.
+        params: tasks, policies, limits.
+        suite: which one.
+        data: an artifact, a place, or None for the hub's data set.
+    """
+    found = {}
+    for text in params.policies:
+        policy, options = parse_policy(text)
+        name = f"evaluation/{label}/{suite}/{policy}"
+        ref = evaluate_task(
+            store,
+            model,
+            data,
+            label=f"{label}-{suite}-{policy}",
+            suite=suite,
+            tasks=params.tasks,
+            policy=policy,
+            policy_options=options,
+            limit=params.limit,
+            max_length=params.max_length,
+            batch=params.batch,
+            seed=params.seed,
+            lengths=params.lengths,
+            depths=params.depths,
+            samples=params.samples,
+        )
+        found[policy] = log.add(name, ref)
+        publish_scores(store, ref, key=f"{label}-{suite}-{policy}")
+    return found
+
+
+@flow(name="evaluate", flow_run_name="evaluate-{evaluate.suite}")
+def evaluate(
+    model: ModelParams = ModelParams(),  # noqa: B008 (frozen; Prefect shows it as the form's default)
+    evaluate: EvaluateParams = EvaluateParams(),  # noqa: B008
+    store: str = DEFAULT_STORE,
+) -> dict[str, ArtifactRef]:
+    """Evaluates a model on LongBench, L-Eval or a needle grid under one or several KV policies."""
+    place = Store(store)
+    with RunLog(place, "evaluate", {"model": model.model_dump(), "evaluate": evaluate.model_dump()}) as log:
+        network = log.add("model", model_of(place, model, None, None))
+        label = model.source.rstrip("/").rsplit("/", 1)[-1]
+        return evaluations_of(place, log, label, network, evaluate, suite=evaluate.suite, data=evaluate.data)

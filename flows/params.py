@@ -1,0 +1,197 @@
+"""Parameters of the flows: one definition gives the Prefect form, the CLI's options and a deployment's defaults.
+
+Imports pydantic alone: a form model in a module that misses a heavy library silently loses its form in the UI.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+#: Where artifacts go unless told otherwise: a folder beside the work, not in the home folder.
+DEFAULT_STORE = os.environ.get("LONGLOOM_STORE", ".longloom")
+#: Stands for the source of the running Python's standard library.
+STANDARD_LIBRARY = "stdlib"
+STAGES = ("corpus", "index", "model", "instructions", "coreset", "finetune", "evaluate", "report")
+StageName = Literal["corpus", "index", "model", "instructions", "coreset", "finetune", "evaluate", "report"]
+
+
+class Params(BaseModel):
+    """The common manner: unknown names are refused, values are not changed after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CorpusParams(Params):
+    """What to read."""
+
+    sources: list[str] = Field(
+        default=[STANDARD_LIBRARY],
+        min_length=1,
+        description="files or folders (JSONL, .gz/.zst, Parquet, text, Markdown, source code), hub:NAME?split=train, or stdlib",
+    )
+    text_field: str = Field(default="text", description="the field or column that holds a document's text")
+    id_field: str = Field(
+        default="id", description="the field that names a document; file and line where it is missing"
+    )
+    on_bad_record: Literal["stop", "skip"] = Field(
+        default="stop", description="stop at a bad record, or skip and count it"
+    )
+
+
+class IndexParams(Params):
+    """How to index it."""
+
+    tokenizer: str = Field(
+        default="train",
+        description="train (on the corpus), bytes, base (the repository's), a tokenizer folder or a hub name",
+    )
+    vocab_size: int = Field(default=1024, ge=260, le=1_000_000, description="tokens of a tokenizer that is trained")
+    threads: int = Field(default=2, ge=1, description="threads of the index builder")
+    memory_gib: float = Field(default=2.0, gt=0, description="memory that the builder may use")
+
+
+class ModelParams(Params):
+    """Which model to start from."""
+
+    source: str = Field(
+        default="base",
+        min_length=1,
+        description="base (the repository's checkpoint, trained further on the corpus), scratch (trained on the corpus from random"
+        " weights), a model folder or a hub name",
+    )
+    size: str = Field(default="1m", description="shape of a model trained from scratch")
+    tokens: int | None = Field(
+        default=None, ge=10_000, description="tokens to train on; the recipe's own number by default"
+    )
+    seed: int = Field(default=0, ge=0, description="of weights and batches")
+
+
+class InstructionsParams(Params):
+    """The instruction pool."""
+
+    sources: list[str] = Field(
+        default=[STANDARD_LIBRARY],
+        min_length=1,
+        description="files (messages, ShareGPT, Alpaca, prompt and completion, FLAN TSV), or stdlib",
+    )
+    on_bad_record: Literal["stop", "skip"] = Field(
+        default="stop", description="stop at a bad record, or skip and count it"
+    )
+    examples: int = Field(default=2400, ge=10, description="examples derived from the standard library")
+    characters: int = Field(default=2200, ge=200, description="characters of its longest example")
+    seed: int = Field(default=0, ge=0, description="of the derivation")
+
+
+class CoresetParams(Params):
+    """What to choose from the pool."""
+
+    methods: list[str] = Field(default=["tagcos", "random"], min_length=1, description="selection methods")
+    share: float | None = Field(default=0.05, gt=0, le=1, description="of the pool")
+    count: int | None = Field(default=None, ge=1, description="examples, in place of a share")
+    clusters: int = Field(default=20, ge=1, description="of k-means")
+    mode: Literal["default", "released"] = Field(
+        default="default", description="exact budgets, or the released algorithm"
+    )
+    dimension: int = Field(default=1024, ge=16, description="of the projected gradients")
+    warmup_share: float = Field(default=0.05, gt=0, le=1, description="of the pool that the warm-up trains on")
+    warmup_epochs: int = Field(default=2, ge=1, description="passes over it")
+    warmup_learning_rate: float = Field(default=1e-3, gt=0, description="of the warm-up's LoRA")
+    checkpoints: int = Field(default=3, ge=1, description="of the warm-up, each giving gradients")
+    rank: int = Field(default=8, ge=1, description="of the warm-up's LoRA")
+    alpha: int = Field(default=32, ge=1, description="of the warm-up's LoRA")
+    batch: int = Field(default=16, ge=1, description="examples a step of the warm-up")
+    max_length: int = Field(default=1024, ge=8, description="tokens of an example")
+    seed: int = Field(default=0, ge=0, description="of the sample, the projection, k-means and the draw")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> CoresetParams:
+        if (self.share is None) == (self.count is None):
+            raise ValueError(f"give either share or count, found share={self.share} and count={self.count}")
+        return self
+
+
+class FinetuneParams(Params):
+    """How to train on the chosen examples."""
+
+    tuning: Literal["lora", "full"] = Field(default="full", description="adapters on the attention, or all weights")
+    epochs: int = Field(default=3, ge=1, description="passes over the examples")
+    batch: int = Field(default=16, ge=1, description="examples a step")
+    learning_rate: float = Field(default=5e-4, gt=0, description="peak")
+    rank: int = Field(default=16, ge=1, description="of LoRA")
+    alpha: int = Field(default=64, ge=1, description="of LoRA")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of LoRA")
+    max_length: int = Field(default=1024, ge=8, description="tokens of an example; longer ones lose their beginning")
+    seed: int = Field(default=0, ge=0, description="of the order")
+
+
+class EvaluateParams(Params):
+    """What to measure, under which KV policies."""
+
+    suite: str = Field(default="longbench", description="longbench, leval, needle")
+    data: str | None = Field(
+        default=None, description="folder or file in the suite's official format; the hub's data set when not given"
+    )
+    tasks: list[str] = Field(default=[], description="tasks of the suite; all that the data has by default")
+    policies: list[str] = Field(
+        default=["full"], min_length=1, description="KV policies, such as full or streaming:sink=4,window=252"
+    )
+    limit: int | None = Field(default=None, ge=1, description="samples a task")
+    max_length: int | None = Field(
+        default=None,
+        ge=16,
+        description="tokens of a prompt, cut in the middle; the model's window less the answer by default",
+    )
+    batch: int = Field(default=8, ge=1, description="prompts at once")
+    seed: int = Field(default=0, ge=0, description="of generated samples and intervals")
+    lengths: list[int] = Field(default=[128, 256, 512, 768, 1000], description="needle: tokens of a prompt")
+    depths: list[int] = Field(default=[0, 25, 50, 75, 100], description="needle: depth in percent")
+    samples: int = Field(default=4, ge=1, description="needle: samples a cell")
+
+    @field_validator("policies")
+    @classmethod
+    def _policies(cls, value: list[str]) -> list[str]:
+        for text in value:
+            parse_policy(text)
+        return value
+
+
+class PipelineParams(Params):
+    """The whole pipeline; without arguments, the demo."""
+
+    corpus: CorpusParams = CorpusParams()
+    index: IndexParams = IndexParams(tokenizer="base")
+    model: ModelParams = ModelParams()
+    instructions: InstructionsParams = InstructionsParams()
+    coreset: CoresetParams = CoresetParams()
+    finetune: FinetuneParams = FinetuneParams()
+    evaluate: EvaluateParams = EvaluateParams(policies=["full", "streaming:sink=4,window=252"])
+    records: int = Field(default=30, ge=1, description="evaluation records a task derived from held-out modules")
+    needle: bool = Field(default=True, description="measure the needle grid too")
+    full_pool: bool = Field(default=True, description="train on the whole pool too, for comparison")
+    from_stage: StageName = Field(default="corpus", description="stages before it must be in the store")
+    until_stage: StageName = Field(default="report", description="stages after it are left out")
+
+    @model_validator(mode="after")
+    def _order(self) -> PipelineParams:
+        if STAGES.index(self.from_stage) > STAGES.index(self.until_stage):
+            raise ValueError(f"from_stage {self.from_stage} comes after until_stage {self.until_stage}")
+        return self
+
+
+def parse_policy(text: str) -> tuple[str, dict[str, int]]:
+    """`streaming:sink=4,window=252` -> ("streaming", {"sink": 4, "window": 252}).
+
+    Raises:
+        ValueError: an option that is not NAME=INTEGER.
+    """
+    name, _, rest = text.partition(":")
+    options = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not value.lstrip("-").isdigit():
+            raise ValueError(f"KV policy {text!r}: found option {part!r}, expected NAME=INTEGER")
+        options[key.strip()] = int(value)
+    return name, options

@@ -1,0 +1,110 @@
+"""Flow `pipeline`: corpus -> index -> model -> instructions -> coreset -> fine-tuning -> evaluation -> report."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from longloom.flows.artifacts import publish_report
+from longloom.flows.coreset import coresets_of
+from longloom.flows.evaluate import evaluations_of
+from longloom.flows.index import tokenizer_of
+from longloom.flows.model import model_of
+from longloom.flows.params import DEFAULT_STORE, STAGES, STANDARD_LIBRARY, PipelineParams, StageName
+from longloom.storage.refs import ArtifactRef
+from longloom.storage.runs import RunLog
+from longloom.storage.store import Store
+from longloom.tasks.corpus.task import make_records, read_corpus, read_instructions
+from longloom.tasks.ngrams.task import build_index
+from longloom.tasks.report.task import report
+from longloom.tasks.training.task import finetune
+
+#: Characters of the contexts of derived evaluation records: within the demo model's window of 1,024 tokens.
+RECORD_CHARACTERS = [600, 1200, 2200]
+
+
+class _Range:
+    """Which stages run: those before `first` must be in the store, those after `last` are left out."""
+
+    def __init__(self, root: str, first: StageName, last: StageName) -> None:
+        self.first, self.last = STAGES.index(first), STAGES.index(last)
+        self.stores = (Store(root), Store(root, frozen=True))
+
+    def store(self, stage: StageName) -> Store:
+        """The store as this stage may use it."""
+        return self.stores[STAGES.index(stage) < self.first]
+
+    def has(self, stage: StageName) -> bool:
+        """Whether the stage comes no later than the last one."""
+        return STAGES.index(stage) <= self.last
+
+
+@flow(name="pipeline", flow_run_name="pipeline")
+def pipeline(params: PipelineParams = PipelineParams(), store: str = DEFAULT_STORE) -> dict[str, ArtifactRef]:  # noqa: B008
+    """From a corpus and instructions to a trained, evaluated model and a report; without parameters, the demo."""
+    stages = _Range(store, params.from_stage, params.until_stage)
+    with RunLog(stages.stores[0], "pipeline", params.model_dump()) as log:
+        _run(params, stages, log)
+    return log.run.stages
+
+
+def _run(params: PipelineParams, stages: _Range, log: RunLog) -> None:
+    place = stages.store("corpus")
+    corpus = log.add("corpus", read_corpus(place, **params.corpus.model_dump()))
+    if not stages.has("index"):
+        return
+
+    place = stages.store("index")
+    tokenizer = tokenizer_of(place, corpus, params.index)
+    if tokenizer is not None:
+        log.add("tokenizer", tokenizer)
+    options = params.index
+    log.add("index", build_index(place, corpus, tokenizer, threads=options.threads, memory_gib=options.memory_gib))
+    if not stages.has("model"):
+        return
+
+    model = log.add("model", model_of(stages.store("model"), params.model, corpus, tokenizer))
+    if not stages.has("instructions"):
+        return
+
+    place = stages.store("instructions")
+    instructions = log.add("instructions", read_instructions(place, **params.instructions.model_dump()))
+    if not stages.has("coreset"):
+        return
+
+    coresets: dict[str, ArtifactRef | None] = dict(
+        coresets_of(stages.store("coreset"), log, model, instructions, params.coreset)
+    )
+    if not stages.has("finetune"):
+        return
+
+    if params.full_pool:
+        coresets["all"] = None
+    models = {"base": model}
+    for label, chosen in coresets.items():
+        place = stages.store("finetune")
+        tuned = finetune(place, model, instructions, chosen, label=label, **params.finetune.model_dump())
+        models[label] = log.add(f"finetune/{label}", tuned)
+    if stages.has("evaluate"):
+        _evaluate(params, stages.store("evaluate"), log, models)
+    if stages.has("report"):
+        place = stages.store("report")
+        page = log.add(
+            "report", report(place, dict(log.run.stages), title="longloom: " + ", ".join(params.corpus.sources))
+        )
+        publish_report(place, page, key="pipeline")
+
+
+def _evaluate(params: PipelineParams, store: Store, log: RunLog, models: dict[str, ArtifactRef]) -> None:
+    data: ArtifactRef | str | None = params.evaluate.data
+    haystack = log.run.stages["corpus"]
+    if params.corpus.sources == [STANDARD_LIBRARY]:
+        haystack = log.add("held-out", read_corpus(store, sources=[STANDARD_LIBRARY], held_out=True))
+    if data is None and params.evaluate.suite == "longbench" and params.corpus.sources == [STANDARD_LIBRARY]:
+        records = make_records(
+            store, records_per_task=params.records, characters=RECORD_CHARACTERS, seed=params.evaluate.seed
+        )
+        data = log.add("records", records)
+    for label, model in models.items():
+        evaluations_of(store, log, label, model, params.evaluate, suite=params.evaluate.suite, data=data)
+        if params.needle:
+            evaluations_of(store, log, label, model, params.evaluate, suite="needle", data=haystack)

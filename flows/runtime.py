@@ -1,0 +1,41 @@
+"""What must be set before Prefect is imported, and what every flow does at its start and end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+#: Set unless the user set them. Prefect's telemetry is off in what we start; a cold ephemeral database takes 20-27 s to come
+#: up, more than the default patience; the services below have nothing to do for a run without a server.
+_DEFAULTS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "TOKENIZERS_PARALLELISM": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+def prepare(store: str | Path) -> None:
+    """Sets the environment's defaults. Call before importing Prefect.
+
+    Runs without a server keep Prefect's database beside the artifacts, so that `longloom ui` shows them later; a server or a profile of
+    the user's own is left alone.
+
+    Args:
+        store: the store's folder.
+    """
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    own = "PREFECT_API_URL" in os.environ or (Path.home() / ".prefect" / "profiles.toml").exists()
+    if not own:
+        home = Path(os.environ.setdefault("PREFECT_HOME", str(Path(store).expanduser().absolute() / "prefect")))
+        home.mkdir(parents=True, exist_ok=True)  # SQLite opens a file, not the folders above it
+
+
+def quiet() -> None:
+    """For the command line: Prefect's own log lines and tracebacks give way to one line a stage and one line an error."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,0 +1,132 @@
+"""What a model can do in context, probed on random tokens: copying, and which heads copy.
+
+Definitions: RazorAttention (arXiv 2407.15891), section on retrieval heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from longloom.kernels.huggingface.attention import attention_function
+
+#: Sequences a forward pass: bounds the logits.
+_BATCH = 8
+
+
+class HeadScores(NamedTuple):
+    """Mean attention [layers, query heads], float32 in 0..1, from a token to its earlier occurrences.
+
+    Attributes:
+        induction: to the tokens that followed them.
+        echo: to the occurrences themselves.
+    """
+
+    induction: Tensor
+    echo: Tensor
+
+
+@torch.inference_mode()
+def copy_accuracy(
+    model: PreTrainedModel,
+    *,
+    bos: int,
+    special: Collection[int],
+    seed: int,
+    length: int = 64,
+    gap: int = 0,
+    samples: int = 32,
+) -> float:
+    """How much of a random sequence a model copies when it meets it again.
+
+    Fed: bos, `length` random tokens, `gap` other random tokens, the first `length` again. The tokens are drawn
+    uniformly with replacement. Every token of the second occurrence but its first, which nothing foretells, is
+    predicted from the true ones before it.
+
+    Args:
+        model: any causal language model.
+        bos: a token that begins each sequence.
+        special: tokens never drawn (end, pad, roles, ...).
+        seed: of the draws.
+        length: tokens to copy, at least 2.
+        gap: tokens between the occurrences.
+        samples: sequences.
+
+    Returns:
+        The share of tokens for which the true one is the likeliest, over samples * (length - 1) tokens.
+    """
+    if length < 2 or gap < 0 or samples < 1:
+        raise ValueError(
+            f"copy accuracy needs length >= 2, gap >= 0 and samples >= 1, found {length}, {gap} and {samples}"
+        )
+    drawn = _random_tokens(model, special, (samples, length + gap), seed)
+    sequences = torch.cat((torch.full((samples, 1), bos), drawn, drawn[:, :length]), dim=1)
+    right = 0
+    for batch in sequences.split(_BATCH):
+        logits = model(input_ids=batch.to(model.device), use_cache=False, logits_to_keep=length).logits
+        right += int((logits[:, :-1].argmax(dim=-1).cpu() == batch[:, 1 - length :]).sum())
+    return right / (samples * (length - 1))
+
+
+@torch.inference_mode()
+def induction_scores(
+    model: PreTrainedModel, *, bos: int, special: Collection[int], length: int, repeats: int, seed: int
+) -> HeadScores:
+    """Score every query head on one sequence: bos, then `length` random tokens `repeats` times.
+
+    A token's earlier occurrences are those in all earlier repeats; attention to them is summed, then averaged over the
+    tokens of the repeats after the first. Attention to bos counts in the softmax, but bos is no token here. A plain
+    dense probe: one layer's [heads, T, T] weights at a time, T = 1 + length * repeats.
+
+    Args:
+        model: any model whose attention goes through transformers' registry, of full causal attention.
+        bos: the token that begins the sequence.
+        special: tokens never drawn.
+        length: tokens a repeat, at least 2.
+        repeats: at least 2.
+        seed: of the draws.
+    """
+    if length < 2 or repeats < 2:
+        raise ValueError(f"induction scores need length >= 2 and repeats >= 2, found {length} and {repeats}")
+    tokens = _random_tokens(model, special, (length,), seed)
+    ids = torch.cat((torch.tensor([bos]), tokens.repeat(repeats)))[None].to(model.device)
+    index = torch.arange(length * repeats, device=model.device)
+    ahead = index[:, None] - index  # how far a column's token lies before the row's
+    echoes = (ahead > 0) & (ahead % length == 0)
+    followers = (index > 0) & (ahead >= 0) & ((ahead + 1) % length == 0)
+    scores: list[tuple[Tensor, Tensor]] = []
+
+    def score(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, start: None, *, scaling: float, **_: Any
+    ) -> tuple[Tensor, None]:
+        # [1, Hkv, G, T, D] against [1, Hkv, 1, T, D]
+        rows = query.unflatten(1, (key.shape[1], -1))
+        logits = (rows @ key[:, :, None].transpose(-1, -2)).float() * scaling
+        future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
+        weights = logits.masked_fill(future, -torch.inf).softmax(dim=-1)
+        output = (weights.to(value.dtype) @ value[:, :, None]).flatten(1, 2)
+        among = weights[0].flatten(0, 1)[:, 1:, 1:]  # [Hq, T - 1, T - 1], without bos
+        later = length * (repeats - 1)
+        scores.append(
+            ((among * followers).sum(dim=(1, 2)).cpu() / later, (among * echoes).sum(dim=(1, 2)).cpu() / later)
+        )
+        return output.transpose(1, 2).contiguous(), None
+
+    with attention_function(model, score):
+        model.get_decoder()(input_ids=ids, use_cache=False)
+    return HeadScores(
+        induction=torch.stack([induction for induction, _ in scores]), echo=torch.stack([echo for _, echo in scores])
+    )
+
+
+def _random_tokens(model: PreTrainedModel, special: Collection[int], shape: tuple[int, ...], seed: int) -> Tensor:
+    """Ids drawn uniformly, with replacement, from the model's vocabulary without the special tokens."""
+    excluded = set(special)
+    ordinary = torch.tensor([token for token in range(model.config.vocab_size) if token not in excluded])
+    if not len(ordinary):
+        raise ValueError(f"no token of the vocabulary of {model.config.vocab_size} is left without the special ones")
+    return ordinary[torch.randint(len(ordinary), shape, generator=torch.Generator().manual_seed(seed))]

@@ -1,0 +1,83 @@
+"""What a person sees of a stage: one line in the terminal and one progress artifact in the Prefect UI."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import TracebackType
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import TaskRunContext
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from longloom.storage.refs import ArtifactRef
+
+#: Between two updates of the Prefect artifact: each one is a request to the server.
+SECONDS_BETWEEN_UPDATES = 3.0
+
+
+def console() -> Console:
+    """The terminal's error stream: standard output belongs to results (`--json`)."""
+    return Console(file=sys.stderr, highlight=False, soft_wrap=True, quiet=bool(os.environ.get("LONGLOOM_QUIET")))
+
+
+def counts_text(ref: ArtifactRef) -> str:
+    """`1,700 documents, 30,011,223 characters`."""
+    return ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in ref.counts.items())
+
+
+class StageLine:
+    """A context manager that shows progress while a stage is being built."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self._bar: Progress | None = None
+        self._row: TaskID | None = None
+        self._artifact: object | None = None
+        self._last_update = 0.0
+
+    def unchanged(self, ref: ArtifactRef) -> None:
+        """Says that nothing had to be done."""
+        console().print(f"[dim]= {self.label:<28} unchanged  {ref.digest[:12]}  {counts_text(ref)}[/dim]")
+
+    def built(self, ref: ArtifactRef, seconds: float) -> None:
+        """Says what was built."""
+        console().print(f"[green]+[/green] {self.label:<28} {seconds:7.1f} s  {ref.digest[:12]}  {counts_text(ref)}")
+
+    def __enter__(self) -> StageLine:
+        out = console()
+        if out.is_terminal and not out.quiet:
+            columns = (
+                TextColumn("  {task.description:<28}"),
+                BarColumn(),
+                TextColumn("{task.percentage:3.0f}%"),
+                TimeElapsedColumn(),
+            )
+            self._bar = Progress(*columns, console=out, transient=True)
+            self._bar.start()
+            self._row = self._bar.add_task(self.label, total=None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if self._artifact is not None and error is None:
+            update_progress_artifact(artifact_id=self._artifact, progress=100.0)  # type: ignore[arg-type]
+
+    def progress(self, done: int, total: int | None) -> None:
+        """The `Progress` callable handed to the pure function."""
+        if self._bar is not None and self._row is not None:
+            self._bar.update(self._row, completed=done, total=total)
+        now = time.monotonic()
+        if not total or now - self._last_update < SECONDS_BETWEEN_UPDATES or TaskRunContext.get() is None:
+            return
+        self._last_update = now
+        percent = round(min(100.0, 100.0 * done / total), 1)
+        if self._artifact is None:
+            self._artifact = create_progress_artifact(progress=percent, description=f"{self.label}: {total:,} in all")
+        else:
+            update_progress_artifact(artifact_id=self._artifact, progress=percent)  # type: ignore[arg-type]

@@ -1,0 +1,32 @@
+"""The instruction pool as the coreset stages see it: a table whose row i is example i, and a fingerprint of its ids."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pyarrow as pa
+
+from longloom.storage.parquet import read_table
+
+
+def read_pool(instructions: Path, columns: list[str]) -> pa.Table:
+    """Columns of an instructions artifact.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        ValueError: it has no rows.
+    """
+    table = read_table(instructions, "instructions", columns=columns)
+    if table.num_rows == 0:
+        raise ValueError("instructions: found 0 examples, expected at least 1")
+    return table
+
+
+def fingerprint(ids: list[str]) -> str:
+    """SHA-256 of the ids in their order: tells the features of one pool from those of another."""
+    digest = hashlib.sha256()
+    for name in ids:
+        data = name.encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()

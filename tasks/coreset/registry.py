@@ -1,0 +1,71 @@
+"""The selection methods by name, and what a method is. Entries are "module:attribute": listing names imports none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from longloom.tasks.progress import Progress
+
+_METHODS = {
+    "random": "longloom.tasks.coreset.methods.random:Random",
+    "tagcos": "longloom.tasks.coreset.methods.tagcos:Tagcos",
+}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a method chose.
+
+    Attributes:
+        indices: int64 [picked], distinct row numbers, in any order.
+        weights: float64 [picked], not negative.
+        clusters: int32 [n], each row's cluster, -1 for a row in none; None for a method without clusters.
+        counts: sizes worth telling (clusters, filled, ...).
+        notes: sentences for the user on what was done to the wish.
+    """
+
+    indices: np.ndarray
+    weights: np.ndarray
+    clusters: np.ndarray | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Method(Protocol):
+    """A frozen dataclass; its fields are the options that it takes of those `select.build` has, by their names."""
+
+    #: Whether it looks at the features; if not, `features` may have no columns.
+    needs_features: ClassVar[bool]
+
+    def select(self, features: np.ndarray, budget: int, rng: np.random.Generator, *, progress: Progress) -> Selection:
+        """Chooses `budget` rows.
+
+        Args:
+            features: float32 [n, d], finite; row i is example i.
+            budget: 1 to n.
+            rng: the only source of chance.
+            progress: gets units done and in all; the method knows which.
+        """
+        ...
+
+
+def names() -> list[str]:
+    """The known methods, sorted."""
+    return sorted(_METHODS)
+
+
+def get_method(name: str) -> type[Any]:
+    """The class of a method.
+
+    Raises:
+        ValueError: an unknown name, with the known ones.
+    """
+    if name not in _METHODS:
+        raise ValueError(f"unknown selection method {name!r}; known: {', '.join(names())}")
+    module, _, attribute = _METHODS[name].partition(":")
+    method: type[Any] = getattr(import_module(module), attribute)
+    return method

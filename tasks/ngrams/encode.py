@@ -1,0 +1,91 @@
+"""Text to tokens, the same for the corpus and for the queries: by a tokenizer, or as the bytes of UTF-8.
+
+Text is text: characters that spell a special token (`<|end|>`) are encoded as characters.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from longloom.tasks.ngrams.layout import TOKEN_TYPES, token_dtype_for
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class Encoder(Protocol):
+    """Turns text into tokens.
+
+    Attributes:
+        token_dtype: u8, u16 or u32.
+        vocab_size: tokens are below it.
+        unknown: the token that stands for whatever the vocabulary cannot express; None where there is none.
+    """
+
+    token_dtype: str
+    vocab_size: int
+    unknown: int | None
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """The tokens of each text, as arrays of the token type; no special tokens are added."""
+
+
+class ByteEncoder:
+    """Raw bytes: a token is a byte of UTF-8, so that counts are those of substrings."""
+
+    token_dtype = "u8"
+    vocab_size = 256
+    unknown = None
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """See `Encoder`."""
+        return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8) for text in texts]
+
+
+class TokenizerEncoder:
+    """A tokenizer of the `tokenizers` library, without its truncation and padding.
+
+    Args:
+        folder: holds tokenizer.json.
+
+    Raises:
+        FileNotFoundError: it does not.
+        ValueError: it cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / TOKENIZER_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: is missing; expected a tokenizer saved in the fast format")
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exceptions
+            raise ValueError(f"{path}: cannot be read ({error})") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.token_dtype = token_dtype_for(self.vocab_size)
+        self.unknown = self._unknown(path)
+
+    def _unknown(self, path: Path) -> int | None:
+        model = json.loads(path.read_text(encoding="utf-8"))["model"]
+        if model.get("unk_id") is not None:  # Unigram
+            return int(model["unk_id"])
+        token = model.get("unk_token")
+        return None if token is None else self._tokenizer.token_to_id(token)
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """See `Encoder`."""
+        dtype = TOKEN_TYPES[self.token_dtype]
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=dtype) for encoding in encodings]
+
+
+def encoder(folder: Path | None) -> Encoder:
+    """The encoder of a tokenizer's folder, or of raw bytes for None."""
+    return ByteEncoder() if folder is None else TokenizerEncoder(folder)

@@ -1,0 +1,12 @@
+"""How a pure function reports its progress: a callable, so that it knows neither Prefect nor a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+#: Called with (units done, units in all or None when unknown).
+Progress = Callable[[int, int | None], None]
+
+
+def silent(done: int, total: int | None) -> None:
+    """The default: report nothing."""

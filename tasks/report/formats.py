@@ -1,0 +1,106 @@
+"""How numbers and names are written, the same on the page, in Markdown and in a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+NOTHING = "–"
+
+
+def integer(value: float | None) -> str:
+    """1234567 -> 1,234,567."""
+    return NOTHING if value is None else f"{round(value):,}"
+
+
+def compact(value: float | None) -> str:
+    """1234567 -> 1.23 M: three digits and a unit, for running text; up to 9,999 all digits."""
+    return integer(value) if value is None or abs(value) < 9_999.5 else _scaled(value, ("", " k", " M", " G", " T"))
+
+
+def tick(value: float) -> str:
+    """1500000 -> 1.5 M: as `compact`, without trailing zeros, for axes."""
+    number, _, unit = _scaled(value, ("", " k", " M", " G", " T")).partition(" ")
+    return f"{float(number):g} {unit}".rstrip()
+
+
+def in_bytes(value: float | None) -> str:
+    """1234567 -> 1.23 MB, decimal units."""
+    return _scaled(value, (" B", " kB", " MB", " GB", " TB"))
+
+
+def _scaled(value: float | None, units: tuple[str, ...]) -> str:
+    if value is None:
+        return NOTHING
+    power = 0
+    while abs(value) >= 999.5 and power < len(units) - 1:
+        value, power = value / 1000, power + 1
+    if power == 0:
+        return f"{value:.0f}{units[0]}" if float(value).is_integer() else f"{value:.3g}{units[0]}"
+    return f"{value:.{max(0, 2 - int(math.log10(max(abs(value), 1))))}f}{units[power]}"
+
+
+def duration(seconds: float | None) -> str:
+    """75.2 -> 1 min 15 s."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 0.995 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def percent(share: float | None) -> str:
+    """0.0523 -> 5.2%."""
+    return NOTHING if share is None else f"{100 * share:.1f}%"
+
+
+def decimal(value: float | None, digits: int) -> str:
+    """A number with a fixed count of decimals; a minus is a true minus, and -0.0 is 0.0."""
+    if value is None:
+        return NOTHING
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def short_digest(digest: str | None) -> str:
+    """The first twelve characters of a digest, without the name of the algorithm."""
+    return NOTHING if not digest else digest.rpartition(":")[2][:12]
+
+
+def shorten(text: str, limit: int) -> str:
+    """One printable line of at most `limit` characters; what is cut from the middle becomes an ellipsis."""
+    line = "".join(character if character.isprintable() else " " for character in text)
+    if len(line) <= limit:
+        return line
+    head = (limit - 1) * 2 // 3
+    return f"{line[:head]}…{line[len(line) - (limit - 1 - head) :]}"
+
+
+def words(names: list[str]) -> str:
+    """a, b and c."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def plain(value: Any) -> str:
+    """A parameter or a finding as text: floats short, everything else as it is written in JSON, strings bare."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower() if value is not None else "none"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(item) for item in value) or "none"
+    return str(value)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings with dotted names: {"lora": {"rank": 8}} -> {"lora.rank": 8}."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            result |= flat(value, f"{prefix}{name}.")
+        else:
+            result[f"{prefix}{name}"] = value
+    return result

@@ -1,0 +1,101 @@
+"""Gathers what a report shows from the artifacts' folders: the deterministic numbers, and what only the page shows.
+
+The numbers are what report.json holds. No time enters them, and nothing of a volatile file (cost.parquet) or of a
+manifest's values does, since equal inputs must give equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longloom.tasks.progress import Progress, silent
+from longloom.tasks.report.data import coreset_numbers, corpus_numbers, index_numbers
+from longloom.tasks.report.evaluation import Evaluations, read_evaluations
+from longloom.tasks.report.training import probe_numbers, training_numbers
+
+#: Version of report.json's layout.
+REPORT_FORMAT = 1
+#: What of a manifest is a function of the run's inputs alone.
+DETERMINISTIC = ("stage", "version", "kind", "key", "digest", "parameters", "parents", "counts")
+
+Numbers = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """All that a report shows.
+
+    Attributes:
+        numbers: report.json; a part is absent where its section is.
+        evaluations: the answers and costs, for the page alone.
+        manifests: the whole manifests, for the page alone.
+    """
+
+    numbers: Numbers
+    evaluations: Evaluations
+    manifests: Mapping[str, Mapping[str, Any]]
+
+
+def gather(
+    sections: Mapping[str, Path],
+    manifests: Mapping[str, Mapping[str, Any]],
+    *,
+    title: str,
+    progress: Progress = silent,
+) -> Gathered:
+    """Reads every section that is there.
+
+    Args:
+        sections: label -> artifact folder.
+        manifests: label -> manifest of the same artifact.
+        title: the report's heading.
+        progress: told of every shard of the corpus, the only long read.
+
+    Raises:
+        ValueError: a section's folder is missing, or one of its files is unreadable; one line that names it.
+    """
+    for label, folder in sections.items():
+        if not folder.is_dir():
+            raise ValueError(f"report: section {label} should be the folder {folder}, which is not there")
+    numbers: Numbers = {"format": REPORT_FORMAT, "title": title}
+    if "corpus" in sections:
+        numbers["corpus"] = corpus_numbers(sections["corpus"], progress)
+    if "index" in sections:
+        numbers["index"] = index_numbers(sections["index"])
+    if "model" in sections:
+        model = {"training": training_numbers(sections["model"]), **probe_numbers(sections["model"])}
+        numbers["model"] = {name: value for name, value in model.items() if value is not None}
+    pool, coresets = sections.get("instructions"), _below(sections, "coreset")
+    if pool or coresets:
+        numbers["coreset"] = coreset_numbers(pool, coresets)
+    runs = {name: training_numbers(folder) for name, folder in _below(sections, "finetune").items()}
+    if any(runs.values()):
+        numbers["finetune"] = {name: run for name, run in runs.items() if run}
+    folders = {label: sections[label] for label in _ordered(sections, "evaluation")}
+    evaluations = read_evaluations(folders)
+    if folders:
+        numbers["evaluation"] = {"scores": evaluations.scores, "grids": evaluations.grids}
+    numbers["manifests"] = {
+        label: {name: manifest[name] for name in DETERMINISTIC if name in manifest}
+        for label, manifest in sorted(manifests.items())
+    }
+    return Gathered(numbers, evaluations, manifests)
+
+
+def rank(name: str) -> tuple[int, str]:
+    """The order in which models, methods and policies are shown: base, the methods, random, everything."""
+    known = {"base": 0, "full": 0, "random": 2, "all": 3}
+    return known.get(name, 1), name
+
+
+def _ordered(sections: Mapping[str, Path], stage: str) -> list[str]:
+    labels = [label for label in sections if label.split("/")[0] == stage]
+    return sorted(labels, key=lambda label: [rank(part) for part in label.split("/")[1:]])
+
+
+def _below(sections: Mapping[str, Path], stage: str) -> dict[str, Path]:
+    """`{"coreset/tagcos": folder}` -> `{"tagcos": folder}`, in the order of display."""
+    return {label.partition("/")[2] or stage: sections[label] for label in _ordered(sections, stage)}

@@ -1,0 +1,160 @@
+"""index.html: one self-contained page without script or network.
+
+Jinja2 escapes whatever comes from data; the figures are inline SVG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from longloom.tasks.report import formats, plots
+from longloom.tasks.report.figures import INK, colours
+from longloom.tasks.report.gather import Gathered, rank
+from longloom.tasks.report.summary import summary
+from longloom.tasks.report.views import copy_table, cost_rows, evaluation_table, grid_name
+
+HERE = Path(__file__).parent
+#: Characters of a prediction or a reference that are shown.
+SHOWN_TEXT = 600
+#: Stages in the order in which data passes through them.
+STAGES = (
+    *("corpus", "tokenizer", "index", "model", "instructions", "warmup", "features", "coreset", "finetune"),
+    *("held-out", "records", "evaluation"),
+)
+
+Numbers = dict[str, Any]
+
+
+def environment() -> Environment:
+    """Templates of this folder, autoescaped, with the formats as filters."""
+    found = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    for name in ("integer", "compact", "in_bytes", "duration", "percent", "decimal", "short_digest", "plain"):
+        found.filters[name] = getattr(formats, name)
+    found.globals["css"] = Markup((HERE / "style.css").read_text(encoding="utf-8"))
+    return found
+
+
+def page(gathered: Gathered) -> str:
+    """The whole page for what was gathered."""
+    numbers, evaluations, manifests = gathered.numbers, gathered.evaluations, gathered.manifests
+    evaluation = numbers.get("evaluation", {"scores": [], "grids": []})
+    text = (
+        environment()
+        .get_template("page.html")
+        .render(
+            numbers=numbers,
+            title=numbers["title"],
+            created=max((manifest.get("created", "") for manifest in manifests.values()), default="")[:16].replace(
+                "T", " "
+            ),
+            summary=summary(numbers),
+            stages=_stages(manifests),
+            figures=_figures(numbers),
+            copying=copy_table(numbers.get("model", {}).get("copy_accuracy", [])),
+            evaluation=evaluation_table(evaluation["scores"]),
+            costs=cost_rows(evaluations.costs),
+            answers=_answers(evaluations.answers),
+            manifests=[_manifest(label, manifests) for label in sorted(manifests, key=_stage_rank)],
+        )
+    )
+    return text + "\n"
+
+
+def _figures(numbers: Numbers) -> dict[str, Any]:
+    """Every plot that the numbers allow, by the place on the page where it stands."""
+    model, coreset, runs = numbers.get("model", {}), numbers.get("coreset"), numbers.get("finetune", {})
+    evaluation = numbers.get("evaluation", {"scores": [], "grids": []})
+    names = [*(coreset["methods"] if coreset else ()), *runs, *(row["model"] for row in evaluation["scores"])]
+    colour = colours(sorted(["base", *names], key=rank))
+    found: dict[str, Any] = {"heads": [], "grids": {}, "clusters": {}}
+    if numbers.get("corpus", {}).get("sources"):
+        found["sources"] = plots.source_bars(numbers["corpus"]["sources"], numbers["corpus"]["other"])
+    if model.get("training"):
+        found["training"] = plots.loss_curves({"base": model["training"]}, {"base": INK})
+    found["heads"] = [plots.head_map(model[name], title=name) for name in ("induction", "echo") if name in model]
+    if coreset and coreset["pool"] and coreset["methods"]:
+        found["shares"] = plots.source_shares(coreset["sources"], coreset["methods"], coreset["pool"], colour)
+        for method, chosen in coreset["methods"].items():
+            if chosen["clusters"]:
+                share = chosen["examples"] / coreset["pool"]
+                found["clusters"][method] = plots.cluster_bars(chosen["clusters"], share, colour[method])
+    if runs:
+        found["finetune"] = plots.loss_curves(runs, colour)
+    for grid in evaluation["grids"]:
+        title = grid_name(grid, evaluation["grids"])
+        found["grids"].setdefault(grid["policy"], []).append(plots.needle_grid(grid, title=title))
+    return found
+
+
+def _stage_rank(label: str) -> tuple[int, list[tuple[int, str]]]:
+    stage, *rest = label.split("/")
+    return STAGES.index(stage) if stage in STAGES else len(STAGES), [rank(part) for part in (*rest, stage)]
+
+
+def _stages(manifests: Mapping[str, Mapping[str, Any]]) -> list[Numbers]:
+    """One card a stage; a stage that ran several times (coreset/tagcos, coreset/random) lists its runs."""
+    cards: dict[str, list[Numbers]] = {}
+    for label in sorted(manifests, key=_stage_rank):
+        stage, _, run = label.partition("/")
+        manifest = manifests[label]
+        shown = {name: manifest.get(name) for name in ("counts", "digest", "seconds")}
+        cards.setdefault(stage, []).append({"label": label, "run": run, **shown})
+    return [
+        {
+            "stage": stage,
+            "counts": list((runs[0]["counts"] or {}).items())[:3] if len(runs) == 1 else [("artifacts", len(runs))],
+            "seconds": sum(run["seconds"] or 0 for run in runs),
+            "runs": runs,
+        }
+        for stage, runs in cards.items()
+    ]
+
+
+def _answers(answers: Mapping[tuple[str, str], Mapping[str, Numbers]]) -> list[Numbers]:
+    return [
+        {
+            "suite": suite,
+            "task": task,
+            "samples": [
+                {
+                    "name": name,
+                    "references": [_cut(str(reference)) for reference in sample["references"][:3]],
+                    "more": max(0, len(sample["references"]) - 3),
+                    "answers": [
+                        {**answer, "prediction": _cut(answer["prediction"] or "")} for answer in sample["answers"]
+                    ],
+                }
+                for name, sample in samples.items()
+            ],
+        }
+        for (suite, task), samples in sorted(answers.items())
+    ]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]}… ({len(text):,} characters in all)"
+
+
+def _manifest(label: str, manifests: Mapping[str, Mapping[str, Any]]) -> Numbers:
+    """The details of one artifact: its plain fields, its groups of values, its parents by the label they have here."""
+    manifest = manifests[label]
+    labels = {other.get("digest"): name for name, other in manifests.items()}
+    groups: dict[str, Sequence[tuple[str, Any]]] = {
+        name: list(formats.flat(manifest.get(name) or {}).items())
+        for name in ("parameters", "counts", "values", "runtime", "environment")
+    }
+    parents = [
+        {"name": name, "digest": digest, "label": labels.get(digest, "")}
+        for name, digest in (manifest.get("parents") or {}).items()
+    ]
+    fields = [
+        (name, manifest[name]) for name in ("kind", "version", "key", "digest", "code", "created") if name in manifest
+    ]
+    return {"label": label, "fields": fields, "groups": groups, "parents": parents, "seconds": manifest.get("seconds")}

@@ -1,0 +1,178 @@
+"""The numbers of a report arranged as its tables: the same arrangement serves the page and the Markdown summary."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from longloom.tasks.report.formats import decimal, integer
+from longloom.tasks.report.gather import rank
+
+#: Metrics of which less is better.
+LOWER_IS_BETTER = frozenset({"bits_per_byte", "byte_perplexity", "loss", "perplexity", "word_perplexity"})
+
+#: Told once a row where all columns agree, else in each cell.
+COUNTED = ("samples", "failed", "truncated")
+
+Numbers = dict[str, Any]
+Column = tuple[str, str]
+
+
+@dataclass
+class Cell:
+    """One score of the evaluation table, written out."""
+
+    score: str
+    interval: str = ""
+    best: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Row:
+    """One task and metric; its `notes` are what all columns share, and each cell notes what they do not."""
+
+    task: str
+    metric: str
+    cells: list[Cell | None]
+    samples: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Suite:
+    """The rows of one suite, and their means where it has several tasks."""
+
+    name: str
+    rows: list[Row]
+    mean: Row | None = None
+
+
+@dataclass
+class EvaluationTable:
+    """Columns are (model, policy); `models` gives each model with how many columns it spans."""
+
+    columns: list[Column] = field(default_factory=list)
+    models: list[tuple[str, int]] = field(default_factory=list)
+    suites: list[Suite] = field(default_factory=list)
+
+
+def evaluation_table(scores: Sequence[Numbers]) -> EvaluationTable:
+    """Arranges the scores of report.json: a row per task, a column per model and KV policy."""
+    columns = sorted({(row["model"], row["policy"]) for row in scores}, key=lambda column: tuple(map(rank, column)))
+    table = EvaluationTable(columns)
+    for model, _ in columns:
+        if not table.models or table.models[-1][0] != model:
+            table.models.append((model, sum(1 for other, _ in columns if other == model)))
+    by_suite: dict[str, dict[tuple[str, str], dict[Column, Numbers]]] = defaultdict(lambda: defaultdict(dict))
+    for row in scores:
+        by_suite[row["suite"]][row["task"], row["metric"]][row["model"], row["policy"]] = row
+    for suite, rows in sorted(by_suite.items()):
+        digits = score_digits(row["score"] for cells in rows.values() for row in cells.values())
+        written = [_row(task, metric, cells, columns, digits) for (task, metric), cells in sorted(rows.items())]
+        table.suites.append(Suite(suite, written, _mean_row(rows, columns, digits)))
+    return table
+
+
+def suite_means(scores: Sequence[Numbers], suite: str) -> dict[Column, float]:
+    """Mean score of each column over all tasks of a suite; columns that lack one of them are left out."""
+    tasks = {(row["task"], row["metric"]) for row in scores if row["suite"] == suite}
+    found: dict[Column, list[float]] = defaultdict(list)
+    for row in scores:
+        if row["suite"] == suite and row["score"] is not None:
+            found[row["model"], row["policy"]].append(row["score"])
+    return {column: float(np.mean(values)) for column, values in found.items() if len(values) == len(tasks)}
+
+
+def score_digits(values: Iterable[float | None]) -> int:
+    """Decimals for a suite's scores: one on a scale to 100, three on a scale to 1."""
+    return 1 if any(value is not None and abs(value) > 1 for value in values) else 3
+
+
+def _row(task: str, metric: str, cells: dict[Column, Numbers], columns: list[Column], digits: int) -> Row:
+    differing = {name for name in COUNTED if len({row[name] for row in cells.values()}) > 1}
+    written: list[Cell | None] = []
+    for column in columns:
+        row = cells.get(column)
+        if row is None:
+            written.append(None)
+            continue
+        interval = "" if row["low"] is None else f"{decimal(row['low'], digits)}–{decimal(row['high'], digits)}"
+        written.append(Cell(decimal(row["score"], digits), interval, notes=_notes(row, differing)))
+    _mark_best(written, [cells.get(column, {}).get("score") for column in columns], metric)
+    first = next(iter(cells.values()))
+    samples = "" if "samples" in differing else integer(first["samples"])
+    return Row(task, metric, written, samples, _notes(first, {"failed", "truncated"} - differing))
+
+
+def _mean_row(rows: dict[tuple[str, str], dict[Column, Numbers]], columns: list[Column], digits: int) -> Row | None:
+    if len(rows) < 2:
+        return None
+    means = suite_means([row for cells in rows.values() for row in cells.values()], _suite_of(rows))
+    cells = [Cell(decimal(means[column], digits)) if column in means else None for column in columns]
+    _mark_best(cells, [means.get(column) for column in columns], "")
+    return Row("mean", f"{len(rows)} tasks", cells)
+
+
+def _suite_of(rows: dict[tuple[str, str], dict[Column, Numbers]]) -> str:
+    name: str = next(iter(next(iter(rows.values())).values()))["suite"]
+    return name
+
+
+def _notes(row: Numbers, names: set[str]) -> tuple[str, ...]:
+    return tuple(f"{integer(row[name])} {name}" for name in COUNTED if name in names and row[name])
+
+
+def _mark_best(cells: Sequence[Cell | None], values: Sequence[float | None], metric: str) -> None:
+    """Marks the best as written: cells that read the same are both best, and a row of equal cells has no best."""
+    there = [(value, cell) for value, cell in zip(values, cells, strict=True) if cell and value is not None]
+    if len({cell.score for _, cell in there}) < 2:
+        return
+    _, best = (min if metric in LOWER_IS_BETTER else max)(there, key=lambda pair: pair[0])
+    for _, cell in there:
+        cell.best = cell.score == best.score
+
+
+def copy_table(rows: Sequence[Numbers]) -> tuple[list[int], list[tuple[int, list[float | None]]]]:
+    """Copy accuracies as (gaps, [(length, accuracy per gap)])."""
+    gaps = sorted({row["gap"] for row in rows})
+    lengths = sorted({row["length"] for row in rows})
+    cells = {(row["length"], row["gap"]): row["accuracy"] for row in rows}
+    return gaps, [(length, [cells.get((length, gap)) for gap in gaps]) for length in lengths]
+
+
+def grid_name(grid: Numbers, grids: Sequence[Numbers]) -> str:
+    """What tells a needle grid from the others: model and policy, and the task where there are several."""
+    tasks = {other["task"] for other in grids}
+    return " · ".join((grid["model"], grid["policy"], *((grid["task"],) if len(tasks) > 1 else ())))
+
+
+def grid_digits(grid: Numbers) -> int:
+    """Decimals in a needle grid's cells: one on a scale to 100, two on a scale to 1."""
+    return min(2, score_digits(score for row in grid["scores"] for score in row))
+
+
+def depth_text(depth: float, depths: Sequence[float]) -> str:
+    """A needle's depth in per cent, whether it was given as a share or in per cent."""
+    return f"{depth * (100 if max(depths) <= 1 else 1):.0f}%"
+
+
+def cost_rows(costs: Sequence[Numbers]) -> list[Numbers]:
+    """Costs by model, policy and suite: sums of seconds and tokens, the largest KV cache, and the tasks below them."""
+    groups: dict[tuple[str, str, str], list[Numbers]] = defaultdict(list)
+    for row in costs:
+        groups[row["model"], row["policy"], row["suite"]].append(row)
+    order = sorted(groups, key=lambda key: (key[2], rank(key[0]), rank(key[1])))
+    return [
+        {
+            **dict(zip(("model", "policy", "suite"), key, strict=True)),
+            **{name: sum(row[name] or 0 for row in groups[key]) for name in ("seconds", "prompt_tokens", "new_tokens")},
+            "peak_kv_bytes": max((row["peak_kv_bytes"] or 0 for row in groups[key]), default=0),
+            "tasks": sorted(groups[key], key=lambda row: row["task"]),
+        }
+        for key in order
+    ]

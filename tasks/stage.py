@@ -1,0 +1,193 @@
+"""The stage decorator: a thin Prefect task around a pure build function, with the store as its only cache.
+
+    @stage("index", version=1, runtime=("threads",))
+    def index(work: Work, *, width: str, threads: int) -> Stats:
+        from longloom.tasks.ngrams.build import build
+        return build(work.inputs["corpus"], work.out, width=width, threads=threads, progress=work.progress)
+
+    ref = index(Store(root), {"corpus": corpus_ref}, width="u16", threads=2)
+
+The key is stage name + version + input digests + semantic parameters; Prefect's own caching stays off, since two
+caches can disagree and only the store verifies bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.context import TaskRunContext
+from prefect.logging import get_run_logger
+
+from longloom.storage.manifest import cache_key, canonical_json, code_commit, environment
+from longloom.storage.refs import ArtifactRef
+from longloom.storage.stats import Stats
+from longloom.storage.store import Store
+from longloom.tasks.console import StageLine
+from longloom.tasks.progress import Progress
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage's body gets to work with.
+
+    Attributes:
+        inputs: input name -> folder of the verified artifact.
+        out: the folder to write to; empty, or for a resumable stage what a killed run left.
+        progress: report units done here.
+        refs: input name -> reference, where a body needs more than the files (the report).
+        store: for reading manifests.
+    """
+
+    inputs: dict[str, Path]
+    out: Path
+    progress: Progress
+    refs: dict[str, ArtifactRef]
+    store: Store
+
+
+class Stage(Protocol):
+    """A decorated stage: call it in a flow."""
+
+    def __call__(
+        self,
+        store: Store,
+        inputs: dict[str, ArtifactRef] | None = None,
+        *,
+        label: str = "",
+        identity: dict[str, str] | None = None,
+        **parameters: Any,
+    ) -> ArtifactRef: ...
+
+
+def stage(
+    name: str, *, version: int, kind: str = "", runtime: Iterable[str] = (), resumable: bool = False
+) -> Callable[[Callable[..., Stats]], Stage]:
+    """Makes a Prefect task out of `body(work, **parameters) -> Stats`.
+
+    Args:
+        name: the stage's name.
+        version: STAGE_VERSION; raise it when the same inputs would give other bytes.
+        kind: of the artifact that it writes; the stage's name by default.
+        runtime: parameters that do not change the result (threads, memory); no part of the key.
+        resumable: the body can go on from what a killed run left in `work.out`.
+
+    The decorated stage takes, besides the body's parameters, `identity`: digests of inputs that are no artifacts (files
+    outside the store, a hub revision), which replace paths in the key, and `label` for the run's name.
+    """
+    left_out = frozenset(runtime)
+
+    def decorate(body: Callable[..., Stats]) -> Stage:
+        def run(
+            root: str,
+            frozen: bool,
+            inputs: dict[str, ArtifactRef],
+            label: str,
+            identity: dict[str, str],
+            parameters: dict[str, Any],
+        ) -> ArtifactRef:
+            plan = _Plan(body, name, kind or name, version, left_out, resumable)
+            return _run(plan, Store(root, frozen=frozen), inputs, label, identity, parameters)
+
+        run.__doc__ = body.__doc__  # not functools.wraps: Prefect would take the body's signature for this one
+        prefect_task = task(
+            run,
+            name=name,
+            cache_policy=NO_CACHE,
+            persist_result=True,
+            result_serializer="json",
+            task_run_name="{label}",
+        )
+
+        @functools.wraps(body)
+        def call(
+            store: Store,
+            inputs: dict[str, ArtifactRef] | None = None,
+            *,
+            label: str = "",
+            identity: dict[str, str] | None = None,
+            **parameters: Any,
+        ) -> ArtifactRef:
+            full = f"{name}-{label}" if label else name
+            ref: ArtifactRef = prefect_task(
+                str(store.root), store.frozen, inputs or {}, full, identity or {}, parameters
+            )
+            return ref
+
+        return call
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The arguments of `stage`."""
+
+    body: Callable[..., Stats]
+    name: str
+    kind: str
+    version: int
+    runtime: frozenset[str]
+    resumable: bool
+
+
+def _run(
+    plan: _Plan,
+    store: Store,
+    inputs: dict[str, ArtifactRef],
+    label: str,
+    identity: dict[str, str],
+    parameters: dict[str, Any],
+) -> ArtifactRef:
+    """Finds the artifact in the store or builds it."""
+    # A parameter that `identity` speaks for is a place (a path, a hub name): it is passed on, but does not enter the key.
+    semantic = {name: value for name, value in parameters.items() if name not in plan.runtime | identity.keys()}
+    parents = {name: ref.digest for name, ref in inputs.items()} | identity
+    key = cache_key(plan.name, plan.version, parents, semantic)
+    kind = plan.kind
+    line = StageLine(label)
+    with store.lock(kind, key):
+        found = store.find(kind, key)
+        if found is not None:
+            line.unchanged(found)
+            _tell(f"{label}: unchanged, {found.short()}")
+            return found
+        if store.frozen:
+            raise ValueError(f"{label}: not in the store {store.root}; start from this stage or an earlier one")
+        folders = {name: store.open(ref) for name, ref in inputs.items()}
+        out = store.begin(kind, key, resume=plan.resumable)
+        started = time.monotonic()
+        with line:
+            work = Work(folders, out, line.progress, inputs, store)
+            stats = plan.body(work, **parameters)
+        seconds = time.monotonic() - started
+        canonical_json(stats.values)  # a NaN or a foreign type must fail here, not in a reader
+        ref = store.publish(
+            out,
+            stats,
+            stage=plan.name,
+            version=plan.version,
+            kind=kind,
+            key=key,
+            parameters=semantic,
+            parents=parents,
+            runtime={name: parameters[name] for name in sorted(plan.runtime) if name in parameters},
+            seconds=seconds,
+            code=code_commit(),
+            environment=environment(),
+        )
+        line.built(ref, seconds)
+        _tell(f"{label}: built {ref.short()} in {seconds:.1f} s, {ref.counts}")
+        return ref
+
+
+def _tell(message: str) -> None:
+    """One line in the task run's log."""
+    if TaskRunContext.get() is not None:
+        get_run_logger().info(message)

@@ -1,0 +1,123 @@
+"""Fine-tunes a causal LM on instructions, all of them or a coreset, with LoRA (peft) or in full."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from longloom.kernels.huggingface.load import load_model
+from longloom.storage.stats import Stats
+from longloom.tasks.progress import Progress, silent
+from longloom.tasks.training.loop import CHECKPOINTS, Batch, linear, train, write_rows
+from longloom.tasks.training.sft import encode_all, epoch_batches, load_messages, pad
+
+#: Share of the steps that warm up, as LESS and TAGCOS train (arXiv 2407.15235, section 4.1).
+WARMUP_SHARE = 0.03
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+ROWS = 100
+SAVES = 8
+
+
+def with_lora(model: PreTrainedModel, *, rank: int, alpha: int, dropout: float) -> PeftModel:
+    """Adapters on the attention projections.
+
+    Raises:
+        ValueError: the model has no such projections.
+    """
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"
+    )
+    peft_model = get_peft_model(model, config)
+    assert isinstance(peft_model, PeftModel)
+    return peft_model
+
+
+def build(
+    model: Path | str,
+    instructions: Path,
+    coreset: Path | None,
+    out: Path,
+    *,
+    tuning: str,
+    epochs: int,
+    batch: int,
+    learning_rate: float,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    max_length: int,
+    seed: int,
+    progress: Progress = silent,
+) -> Stats:
+    """Trains and writes a whole model folder (adapters merged) with `training.parquet`.
+
+    Args:
+        model: a model folder or a hub name.
+        instructions: an instructions artifact.
+        coreset: a coreset artifact; None trains on everything.
+        out: the artifact's folder; checkpoints in it are resumed from.
+        tuning: `lora` or `full`.
+        epochs: passes over the examples.
+        batch: examples a step.
+        learning_rate: peak; linear warm-up over 3% of the steps, linear to 0.
+        rank, alpha, dropout: of LoRA.
+        max_length: tokens of an example; longer ones lose their beginning.
+        seed: of the order, dropout and the adapters.
+        progress: real tokens seen.
+
+    Raises:
+        ValueError: an unknown tuning; no example with a label.
+    """
+    if tuning not in ("lora", "full"):
+        raise ValueError(f"tuning {tuning!r}: unknown, expected 'lora' or 'full'")
+    network, tokenizer = load_model(model, dtype="float32")
+    indices = (
+        None if coreset is None else pq.read_table(coreset / "coreset.parquet", columns=["index"]).column(0).to_pylist()
+    )
+    conversations = load_messages(instructions, indices)
+    max_length = min(max_length, network.config.max_position_embeddings)
+    examples, without = encode_all(tokenizer, conversations, max_length=max_length)
+    if not examples:
+        raise ValueError(
+            f"instructions: none of {len(conversations)} examples has an answer within {max_length} tokens"
+        )
+    batches = epoch_batches([len(ids) for ids, _ in examples], batch=batch, epochs=epochs, seed=seed)
+
+    def make(step: int) -> Batch:
+        return pad([examples[row] for row in batches[step]], pad_id=tokenizer.pad_token_id)
+
+    torch.manual_seed(seed)
+    trained = with_lora(network, rank=rank, alpha=alpha, dropout=dropout) if tuning == "lora" else network
+    steps = len(batches)
+    rows = train(
+        trained,
+        make,
+        [0, *itertools.accumulate(sum(len(examples[row][0]) for row in rows) for rows in batches)],
+        linear(steps, peak=learning_rate, final=0.0, warmup=max(1, round(WARMUP_SHARE * steps))),
+        out,
+        seed=seed,
+        save_every=max(1, steps // SAVES),
+        log_every=max(1, steps // ROWS),
+        weight_decay=0.0,
+        betas=(0.9, 0.999),
+        progress=progress,
+    )
+    merged = trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
+    merged.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    write_rows(rows, out)
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    return Stats(
+        counts={"examples": len(examples), "steps": steps},
+        values={"without_label": without, "final_loss": rows[-1]["loss"], "trainable": _trainable(trained)},
+    )
+
+
+def _trainable(model: PreTrainedModel | PeftModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,56 @@
+"""Brings a model or a tokenizer from a folder or the hub into the store."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from longloom.storage.stats import Stats
+
+#: What a transformers folder consists of. No pickles: a store that others may write must not hold code.
+PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*")
+
+
+def revision(name: str) -> str:
+    """`hub:<name>@<commit>` of a model on the hub.
+
+    Raises:
+        ValueError: there is no such folder and no such model, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        found = HfApi().model_info(name).sha
+    except HFValidationError:
+        raise ValueError(f"model {name!r}: no such folder, and no name that the hub could know") from None
+    except (OfflineModeIsEnabled, OSError, HfHubHTTPError) as error:
+        raise ValueError(
+            f"model {name!r}: no such folder, and the hub does not give it ({type(error).__name__})"
+        ) from None
+    return f"hub:{name}@{found}"
+
+
+def build(source: str, out: Path) -> Stats:
+    """Copies a local folder, or downloads from the hub, safetensors and configuration only.
+
+    Args:
+        source: a folder or a hub name.
+        out: the artifact's folder.
+
+    Raises:
+        ValueError: nothing there that transformers could load.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(source, allow_patterns=list(PATTERNS)))
+    files = sorted({path for pattern in PATTERNS for path in folder.glob(pattern) if path.name != "manifest.json"})
+    if not any(path.name in ("config.json", "tokenizer.json", "tokenizer_config.json") for path in files):
+        raise ValueError(f"model {source}: holds no config.json and no tokenizer.json, expected a transformers folder")
+    if (folder / "config.json").exists() and not any(path.suffix == ".safetensors" for path in files):
+        raise ValueError(f"model {source}: holds no *.safetensors, expected its weights in that format")
+    for path in files:
+        shutil.copyfile(path, out / path.name)
+    return Stats(counts={"files": len(files), "bytes": sum(path.stat().st_size for path in files)})

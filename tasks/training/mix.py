@@ -1,0 +1,141 @@
+"""The pretraining mixture that gives a small model working induction heads.
+
+Four kinds of sequence, mixed by weights that change from phase to phase (tasks/training/recipe.py):
+
+- `walks`: in-context permutation walks. 4-24 random symbols in a random cyclic order; each is followed by its successor,
+  or with probability 0.12 by a random one. Nothing but looking up what followed the last symbol before predicts the next.
+- `copies`: random tokens, then pieces of them copied back, in any order and from any distance.
+- `repeats`: text of the corpus, then pieces of it copied back.
+- `text`: text of the corpus.
+
+Batch `step` is a function of (seed, phase, step) alone, so that a resumed run continues identically.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+#: Labels of tokens that carry no loss.
+IGNORE = -100
+JUMP = 0.12
+SYMBOLS = (4, 24)
+PIECE = (6, 64)
+
+Ids = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with one sequence length and one mixture.
+
+    Attributes:
+        name: for logs and manifests.
+        tokens: to be seen, input tokens of all kinds.
+        length: of every sequence.
+        batch: sequences a step.
+        learning_rate: at the start of the phase.
+        final_learning_rate: at its end, reached linearly.
+        walks, copies, repeats, text: the shares of the kinds.
+    """
+
+    name: str
+    tokens: int
+    length: int
+    batch: int
+    learning_rate: float
+    final_learning_rate: float
+    walks: float
+    copies: float
+    repeats: float
+    text: float
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return max(1, self.tokens // (self.batch * self.length))
+
+
+def walks(rng: np.random.Generator, batch: int, length: int, *, vocab: int, first: int) -> tuple[Ids, Mask]:
+    """Permutation walks over ids `first..vocab-1`.
+
+    Returns:
+        ids [batch, length]; mask [batch, length], true where the last symbol has been followed before.
+    """
+    symbols_max = min(SYMBOLS[1], vocab - first)
+    count = rng.integers(SYMBOLS[0], symbols_max + 1, batch)
+    symbols = first + np.argsort(rng.random((batch, vocab - first)), axis=1)[:, :symbols_max]
+    ids = np.empty((batch, length), np.int64)
+    mask = np.zeros((batch, length), bool)
+    followed = np.zeros((batch, symbols_max), bool)
+    rows = np.arange(batch)
+    place = rng.integers(0, count)
+    for t in range(length):
+        ids[:, t] = symbols[rows, place]
+        if t + 1 < length:
+            mask[:, t + 1] = followed[rows, place]
+        followed[rows, place] = True
+        place = np.where(rng.random(batch) < JUMP, rng.integers(0, count), (place + 1) % count)
+    return ids, mask
+
+
+def copy_back(rng: np.random.Generator, context: Ids, length: int, *, context_loss: bool) -> tuple[Ids, Mask]:
+    """`context`, then pieces of it until `length`.
+
+    Returns:
+        ids [length]; mask [length], true within the pieces from their second token on (the first tells where to look), and on
+        the context too with `context_loss`.
+    """
+    ids = np.empty(length, np.int64)
+    mask = np.zeros(length, bool)
+    end = len(context)
+    ids[:end] = context
+    mask[1:end] = context_loss
+    while end < length:
+        size = min(int(rng.integers(PIECE[0], PIECE[1] + 1)), length - end, len(context))
+        start = int(rng.integers(0, len(context) - size + 1))
+        ids[end : end + size] = context[start : start + size]
+        mask[end + 1 : end + size] = True
+        end += size
+    return ids, mask
+
+
+def batch_of(
+    phase: Phase, step: int, *, seed: int, corpus: npt.NDArray[np.integer], vocab: int, first: int
+) -> tuple[Ids, Ids]:
+    """Batch `step` of a phase.
+
+    Args:
+        phase: lengths and shares.
+        step: counted from the start of the phase.
+        seed: of the whole run; the phase's name is mixed in.
+        corpus: the token stream [N], N > phase.length.
+        vocab: ids are below it.
+        first: the lowest id of an ordinary token (special ones come before).
+
+    Returns:
+        input ids and labels, both [phase.batch, phase.length]; labels hold -100 where no loss is taken.
+    """
+    rng = np.random.default_rng([seed, step, *phase.name.encode()])
+    shares = np.array([phase.walks, phase.copies, phase.repeats, phase.text])
+    kinds = rng.choice(4, size=phase.batch, p=shares / shares.sum())
+    ids = np.empty((phase.batch, phase.length), np.int64)
+    mask = np.zeros((phase.batch, phase.length), bool)
+    walking = kinds == 0
+    if walking.any():
+        ids[walking], mask[walking] = walks(rng, int(walking.sum()), phase.length, vocab=vocab, first=first)
+    for row in np.flatnonzero(kinds == 1):
+        context = rng.integers(first, vocab, int(rng.integers(phase.length // 8, 3 * phase.length // 4)))
+        ids[row], mask[row] = copy_back(rng, context, phase.length, context_loss=False)
+    for row in np.flatnonzero(kinds >= 2):
+        start = int(rng.integers(0, len(corpus) - phase.length))
+        text = corpus[start : start + phase.length].astype(np.int64)
+        if kinds[row] == 2:
+            context = text[: int(rng.integers(phase.length // 4, 3 * phase.length // 4))]
+            ids[row], mask[row] = copy_back(rng, context, phase.length, context_loss=True)
+        else:
+            ids[row], mask[row, 1:] = text, True
+    return ids, np.where(mask, ids, IGNORE)

@@ -1,0 +1,97 @@
+"""Prefect tasks that train: the base model, the coreset's warm-up, fine-tuning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from longloom.storage.refs import ArtifactRef
+from longloom.storage.stats import Stats
+from longloom.storage.store import Store
+from longloom.tasks.stage import Work, stage
+
+#: The checkpoint that the repository holds, written by the flow `pretrain`.
+BASE = Path(__file__).resolve().parent / "base"
+
+
+@stage("pretrain", kind="model", version=1, resumable=True)
+def _pretrain(work: Work, *, recipe: str, size: str, tokens: int | None, seed: int) -> Stats:
+    from longloom.tasks.training.pretrain import build
+
+    return build(
+        work.inputs["corpus"],
+        work.inputs["start"],
+        work.out,
+        recipe=recipe,
+        size=size,
+        tokens=tokens,
+        seed=seed,
+        progress=work.progress,
+    )
+
+
+@stage("import", kind="model", version=1)
+def _import(work: Work, *, source: str) -> Stats:
+    from longloom.tasks.training.imported import build
+
+    return build(source, work.out)
+
+
+@stage("warmup", version=1)
+def _warmup(work: Work, **options: Any) -> Stats:
+    from longloom.tasks.training.warmup import build
+
+    return build(work.inputs["model"], work.inputs["instructions"], work.out, progress=work.progress, **options)
+
+
+@stage("finetune", kind="model", version=1, resumable=True)
+def _finetune(work: Work, **options: Any) -> Stats:
+    from longloom.tasks.training.finetune import build
+
+    return build(
+        work.inputs["model"],
+        work.inputs["instructions"],
+        work.inputs.get("coreset"),
+        work.out,
+        progress=work.progress,
+        **options,
+    )
+
+
+def import_model(store: Store, source: str) -> ArtifactRef:
+    """A model or tokenizer from a local folder or the hub, as an artifact; `base` is the repository's checkpoint."""
+    from longloom.storage.fingerprint import fingerprint_folder
+    from longloom.tasks.training.imported import revision
+
+    place = BASE if source == "base" else Path(source)
+    identity = fingerprint_folder(store, place) if place.exists() else revision(source)
+    return _import(
+        store, label=place.name if place.exists() else source, identity={"source": identity}, source=str(place)
+    )
+
+
+def pretrain(
+    store: Store, corpus: ArtifactRef, start: ArtifactRef, *, recipe: str, size: str, tokens: int | None, seed: int
+) -> ArtifactRef:
+    """A small Llama trained on the corpus; `start` is a tokenizer for recipe `scratch`, a model for `continue`."""
+    inputs = {"corpus": corpus, "start": start}
+    return _pretrain(store, inputs, label=recipe, recipe=recipe, size=size, tokens=tokens, seed=seed)
+
+
+def warm_up(store: Store, model: ArtifactRef, instructions: ArtifactRef, **options: Any) -> ArtifactRef:
+    """LoRA checkpoints with Adam's moments."""
+    return _warmup(store, {"model": model, "instructions": instructions}, **options)
+
+
+def finetune(
+    store: Store,
+    model: ArtifactRef,
+    instructions: ArtifactRef,
+    coreset: ArtifactRef | None,
+    *,
+    label: str,
+    **options: Any,
+) -> ArtifactRef:
+    """The model trained on a coreset of the instructions, or on all of them."""
+    inputs = {"model": model, "instructions": instructions} | ({"coreset": coreset} if coreset else {})
+    return _finetune(store, inputs, label=label, **options)

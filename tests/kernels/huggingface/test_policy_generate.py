@@ -1,0 +1,164 @@
+"""Greedy generation and log-likelihoods under KV policies, on a tiny random model in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from longloom.kernels.huggingface import generate as generation
+from longloom.kernels.huggingface.generate import generate, loglikelihood
+from longloom.kernels.kvcache.registry import get_policy
+
+VOCABULARY = 61
+FULL, STREAMING = get_policy("full"), get_policy("streaming", sink=2, window=9)
+both = pytest.mark.parametrize("policy", [FULL, STREAMING], ids=lambda policy: policy.name)
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        initializer_range=0.4,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "CHUNK", 8)
+
+
+def prompts(*lengths: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
+
+
+def new_ids(model: LlamaForCausalLM, prompt: list[int], **options: Any) -> list[int]:
+    """What transformers generates."""
+    ids = torch.tensor([prompt])
+    answer = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, eos_token_id=None, **options
+    )
+    return answer[0, len(prompt) :].tolist()
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_full_generates_what_transformers_generates(model: LlamaForCausalLM) -> None:
+    asked = prompts(5, 1, 31, 16, 50)  # the last two are longer than a chunk, and one than the trained positions
+    answers = generate(model, asked, policy=FULL, max_new_tokens=20, eos_token_ids=[])
+    for prompt, answer in zip(asked, answers, strict=True):
+        assert answer.ids == new_ids(model, prompt, max_new_tokens=20)
+        assert answer.prompt_tokens == len(prompt)
+        assert answer.seconds > 0
+    assert len({token for answer in answers for token in answer.ids}) > 10
+
+
+@both
+@pytest.mark.usefixtures("small_chunks")
+def test_a_prompt_is_answered_alike_alone_and_in_a_batch(model: LlamaForCausalLM, policy: Any) -> None:
+    asked = prompts(3, 40, 17)
+    together = generate(model, asked, policy=policy, max_new_tokens=25, eos_token_ids=[])
+    for prompt, answer in zip(asked, together, strict=True):
+        [alone] = generate(model, [prompt], policy=policy, max_new_tokens=25, eos_token_ids=[])
+        assert alone.ids == answer.ids
+
+
+@both
+def test_chunks_do_not_matter(model: LlamaForCausalLM, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = prompts(44, 30)
+    answers = []
+    for chunk in (1, 7, 512):
+        monkeypatch.setattr(generation, "CHUNK", chunk)
+        answers.append(
+            [a.ids for a in generate(model, asked, policy=policy, max_new_tokens=9, eos_token_ids=[])],
+        )
+    assert answers[0] == answers[1] == answers[2]
+
+
+@both
+def test_each_row_stops_before_its_own_end_token(model: LlamaForCausalLM, policy: Any) -> None:
+    asked = prompts(6, 11, 4)
+    whole = [a.ids for a in generate(model, asked, policy=policy, max_new_tokens=20, eos_token_ids=[])]
+    ends = {whole[0][4], whole[1][9]}
+    for ids, answer in zip(
+        whole, generate(model, asked, policy=policy, max_new_tokens=20, eos_token_ids=ends), strict=True
+    ):
+        stop = next((i for i, token in enumerate(ids) if token in ends), 20)
+        assert answer.ids == ids[:stop]
+
+
+def test_generation_ends_when_all_rows_have_stopped(model: LlamaForCausalLM) -> None:
+    asked = prompts(6)
+    [whole] = generate(model, asked, policy=FULL, max_new_tokens=20, eos_token_ids=[])
+    [short] = generate(model, asked, policy=FULL, max_new_tokens=20_000_000, eos_token_ids=[whole.ids[7]])
+    assert short.ids == whole.ids[: whole.ids.index(whole.ids[7])]
+    assert short.kv_bytes <= whole.kv_bytes
+
+
+def test_end_tokens_wait_for_the_least_number(model: LlamaForCausalLM) -> None:
+    [prompt] = prompts(6)
+    first = new_ids(model, prompt, max_new_tokens=1)
+    assert generate(model, [prompt], policy=FULL, max_new_tokens=9, eos_token_ids=first)[0].ids == []
+    [answer] = generate(model, [prompt], policy=FULL, max_new_tokens=9, eos_token_ids=first, min_new_tokens=9)
+    assert len(answer.ids) == 9
+    assert first[0] not in answer.ids
+
+
+def test_memory_is_shared_among_the_rows(model: LlamaForCausalLM) -> None:
+    answers = generate(model, prompts(30, 20), policy=STREAMING, max_new_tokens=5, eos_token_ids=[])
+    assert [a.kv_bytes for a in answers] == [2 * 2 * 2 * (2 + 9) * 6 * 4] * 2  # layers, k and v, heads, tokens, size
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("length", [1, 2, 9, 30])
+def test_loglikelihood_is_the_models_own(model: LlamaForCausalLM, length: int) -> None:
+    context, continuation = prompts(21, length)
+    with torch.no_grad():
+        scores = model(torch.tensor([context + continuation])).logits[0, 20:-1].double().log_softmax(-1)
+    expected = scores[range(length), continuation].sum().item()
+    total, greedy = loglikelihood(model, context, continuation, policy=FULL)
+    assert total == pytest.approx(expected, abs=1e-4)
+    assert not greedy
+    best = new_ids(model, context, max_new_tokens=length)
+    assert loglikelihood(model, context, best, policy=FULL)[1]
+    wrong = [*best[:-1], (best[-1] + 1) % VOCABULARY]
+    assert not loglikelihood(model, context, wrong, policy=FULL)[1]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_loglikelihood_and_generation_agree_under_a_lossy_policy(model: LlamaForCausalLM) -> None:
+    [context] = prompts(40)
+    [answer] = generate(model, [context], policy=STREAMING, max_new_tokens=20, eos_token_ids=[])
+    assert answer.ids != new_ids(model, context, max_new_tokens=20)
+    lossy, greedy = loglikelihood(model, context, answer.ids, policy=STREAMING)
+    assert greedy
+    full, greedy = loglikelihood(model, context, answer.ids, policy=FULL)
+    assert not greedy
+    assert abs(lossy - full) > 0.1
+
+
+def test_bad_requests(model: LlamaForCausalLM) -> None:
+    good: dict[str, Any] = {"policy": FULL, "max_new_tokens": 3, "eos_token_ids": []}
+    assert generate(model, [], **good) == []
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        generate(model, [[3], []], **good)
+    with pytest.raises(ValueError, match=r"prompt 0 holds token 61: the model's vocabulary is 0\.\.60"):
+        generate(model, [[3, 61]], **good)
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1, found 0"):
+        generate(model, [[3]], **{**good, "max_new_tokens": 0})
+    with pytest.raises(ValueError, match="min_new_tokens must be within 0 and max_new_tokens=3, found 4"):
+        generate(model, [[3]], min_new_tokens=4, **good)
+    with pytest.raises(ValueError, match="the context is empty"):
+        loglikelihood(model, [], [3], policy=FULL)
+    with pytest.raises(ValueError, match="the continuation is empty"):
+        loglikelihood(model, [3], [], policy=FULL)
