@@ -127,6 +127,22 @@ class FinetuneParams(Params):
     seed: int = Field(default=0, ge=0, description="of the order")
 
 
+def parse_policy(text: str) -> tuple[str, dict[str, int]]:
+    """`streaming:sink=4,window=252` -> ("streaming", {"sink": 4, "window": 252}).
+
+    Raises:
+        ValueError: an option that is not NAME=INTEGER.
+    """
+    name, _, rest = text.partition(":")
+    options = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not value.lstrip("-").isdigit():
+            raise ValueError(f"KV policy {text!r}: found option {part!r}, expected NAME=INTEGER")
+        options[key.strip()] = int(value)
+    return name, options
+
+
 class EvaluateParams(Params):
     """What to measure, under which KV policies."""
 
@@ -179,19 +195,3 @@ class PipelineParams(Params):
         if STAGES.index(self.from_stage) > STAGES.index(self.until_stage):
             raise ValueError(f"from_stage {self.from_stage} comes after until_stage {self.until_stage}")
         return self
-
-
-def parse_policy(text: str) -> tuple[str, dict[str, int]]:
-    """`streaming:sink=4,window=252` -> ("streaming", {"sink": 4, "window": 252}).
-
-    Raises:
-        ValueError: an option that is not NAME=INTEGER.
-    """
-    name, _, rest = text.partition(":")
-    options = {}
-    for part in filter(None, rest.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals or not value.lstrip("-").isdigit():
-            raise ValueError(f"KV policy {text!r}: found option {part!r}, expected NAME=INTEGER")
-        options[key.strip()] = int(value)
-    return name, options

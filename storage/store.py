@@ -97,7 +97,7 @@ class Store:
         if not (folder / MANIFEST).exists():
             return None
         try:
-            return self._verify(folder).ref()
+            return self.verify(folder).ref()
         except DamagedArtifact:
             return None
 
@@ -109,7 +109,7 @@ class Store:
             DamagedArtifact: its bytes changed since it was published.
         """
         folder = self._place(ref)
-        manifest = self._verify(folder)
+        manifest = self.verify(folder)
         if manifest.digest != ref.digest:
             raise DamagedArtifact(f"{ref.uri}: digest {manifest.digest[:12]}, expected {ref.digest[:12]}")
         return folder
@@ -133,8 +133,12 @@ class Store:
             reason = str(error).splitlines()[0]
             raise DamagedArtifact(f"{folder.name}: its {MANIFEST} cannot be read ({reason})") from None
 
-    def _verify(self, folder: Path) -> Manifest:
-        """Hashes each file whose stamp is not the one of its last full hash."""
+    def verify(self, folder: Path) -> Manifest:
+        """Reads the manifest and hashes each file whose stamp is not the one of its last full hash.
+
+        Raises:
+            DamagedArtifact: a file is missing or changed, or the manifest is.
+        """
         manifest = self._read_manifest(folder)
         if (folder.parent.name, folder.name) != (manifest.kind, manifest.key):
             raise DamagedArtifact(f"{folder.name}: holds the manifest of {manifest.kind}/{manifest.key}")
@@ -226,7 +230,7 @@ class Store:
         if target.exists():  # a damaged one: out of the way first, since a rename cannot replace a full folder
             self._discard(target)
         work.rename(target)
-        self._verify(target)
+        self.verify(target)
         return manifest.ref()
 
     def _discard(self, folder: Path) -> None:

@@ -81,7 +81,7 @@ def generate(
     batch = torch.zeros(len(prompts), longest, dtype=torch.int64)
     shown = torch.zeros(len(prompts), longest + max_new_tokens, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
-        batch[row, : len(prompt)] = torch.tensor(prompt)
+        batch[row, longest - len(prompt) :] = torch.tensor(prompt)
         shown[row, longest - len(prompt) :] = True
     mask = None if bool(shown.all()) else shown.to(model.device)
     ends = sorted(set(eos_token_ids))

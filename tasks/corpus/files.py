@@ -89,7 +89,9 @@ def find_files(sources: list[str], suffixes: tuple[str, ...]) -> Found:
             found.order.append(source)
         else:
             found.order.append(_find(source, suffixes, found.ignored))
-    paths = Counter(item if isinstance(item, str) else str(item.path.resolve()) for item in found.flat())
+    paths = Counter(
+        item if isinstance(item, str) else str(item.path.parent.resolve() / item.path.name) for item in found.flat()
+    )
     for path, times in paths.items():
         if times > 1:
             raise ValueError(f"{path}: is given {times} times by the sources {', '.join(sources)}")

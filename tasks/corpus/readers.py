@@ -82,9 +82,8 @@ def _documents(records: Iterator[Record], text_field: str, id_field: str, bad: B
         elif not is_utf8(text):
             fault = f"found a lone surrogate in the field {text_field!r}, expected text that UTF-8 can hold"
         elif identifier is None:
-            fault = (
-                f"found {describe(record.value[id_field])} in the field {id_field!r}, expected a string or an integer"
-            )
+            found_id = describe(record.value[id_field])
+            fault = f"found {found_id} in the field {id_field!r}, expected a string or integer"
         else:
             yield Document(identifier, record_source(record), text, record.place)
             continue

@@ -30,7 +30,7 @@ from longloom.tasks.progress import Progress, silent
 
 #: A batch to encode ends with this many documents or characters: an encoding takes about 100 bytes a token.
 BATCH_DOCUMENTS = 512
-BATCH_CHARACTERS = 2_000_000
+BATCH_CHARACTERS = 1_000_000
 
 #: What is kept of a tokenizer's folder, which may hold a model too.
 TOKENIZER_FILES = (

@@ -180,7 +180,7 @@ def next_line(haystack: Haystack, rng: random.Random, *, room: int) -> Lookup:
     The line is neither blank nor a comment nor inside a string, and has nothing that the metric `code_sim` skips.
     """
     for _ in range(_DRAWS):
-        window = haystack.window(rng, room)
+        window = haystack.window(rng, rng.randint(3 * room // 4, room))
         for at in range(len(window.lines) - 1, 0, -1):
             context = "\n".join(window.lines[:at])
             if len(context) < 0.6 * room:

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -39,6 +39,7 @@ def test_chunks_make_no_difference_to_large_samples():
     assert (high - low) / (2 * 1.96 * standard_error) == pytest.approx(1, abs=0.05)
 
 
+@settings(deadline=None)
 @given(scores)
 def test_interval_is_ordered_and_within_the_values(values):
     low, high = mean_interval(np.array(values))
@@ -53,6 +54,7 @@ def test_one_value_has_no_interval():
     assert paired(np.array([0.5]), np.array([0.7])) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.25, 1.0]), min_size=1, max_size=9))
 def test_exact_p_counts_every_sign(differences):
     values = np.array(differences)

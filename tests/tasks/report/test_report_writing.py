@@ -7,7 +7,7 @@ import warnings
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longloom.tasks.report import formats, plots
@@ -55,6 +55,7 @@ def test_decimals():
     assert formats.decimal(None, 2) == "–"
 
 
+@settings(deadline=None)
 @given(st.text(), st.integers(4, 40))
 def test_shortened_names_are_one_printable_line(text, limit):
     short = formats.shorten(text, limit)
@@ -66,6 +67,7 @@ def test_flat():
     assert formats.flat({"a": {"b": {"c": 1}, "d": {}}, "e": None}) == {"a.b.c": 1, "a.d": {}, "e": None}
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_safe_markdown_has_no_cell_border_and_no_element(text):
     line = safe(text)
@@ -74,6 +76,7 @@ def test_safe_markdown_has_no_cell_border_and_no_element(text):
     assert "<" not in line
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 10), min_size=2, max_size=6))
 def test_labels_are_spread(positions):
     moved = spread(positions, 1.0)

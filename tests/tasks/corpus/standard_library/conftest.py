@@ -38,11 +38,13 @@ def made_module(number: int) -> str:
             f"        return self.{noun}_of(value, {word}_{noun}_total)\n"
         )
     parts.append("")
-    for verb, noun in zip(VERBS, reversed(NOUNS), strict=True):
+    for turn, (verb, noun) in enumerate(zip(VERBS, reversed(NOUNS), strict=True)):
+        checks = [f"    if first is {name}:\n        return {name}_{word}\n" for name in ("None", *NOUNS)]
         parts.append(
             f"def {noun}_{word}_{verb}(first, second):\n"
             f'    """Return the {noun} to {verb} for {word}."""\n'
-            f"    {verb}_{word}_pair = (first, second)\n"
+            + "".join(checks[: turn % 4])
+            + f"    {verb}_{word}_pair = (first, second)\n"
             f"    return sorted({verb}_{word}_pair)\n"
         )
     return "\n".join(parts)

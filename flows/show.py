@@ -1,0 +1,145 @@
+"""What the command line prints: tables for people, one JSON object for machines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from longloom.storage.manifest import MANIFEST
+from longloom.storage.refs import ArtifactRef
+from longloom.storage.runs import delete_runs, list_runs
+from longloom.storage.store import Store
+
+
+def console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def show(value: object, *, as_json: bool) -> None:
+    """A dict of refs or plain values."""
+    if as_json:
+        sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False) + "\n")
+        return
+    assert isinstance(value, dict)
+    for name, entry in value.items():
+        if isinstance(entry, ArtifactRef):
+            console().print(f"{name:<16} {entry.uri}")
+        else:
+            console().print(f"{name:<16} {entry:,}" if isinstance(entry, int) else f"{name:<16} {entry}")
+
+
+def show_runs(store: str, limit: int, *, as_json: bool) -> None:
+    """The newest runs."""
+    found = list_runs(Store(store))[:limit]
+    if as_json:
+        show({"runs": found}, as_json=True)
+        return
+    table = Table("run", "flow", "state", "started", "artifacts", box=None, pad_edge=False)
+    for run in found:
+        table.add_row(run.id, run.flow, run.state, run.started, str(len(run.stages)))
+    console().print(table if found else f"no runs in the store {store}")
+
+
+def scores_table(rows: list[dict[str, object]]) -> Table:
+    """Scores with one column a label."""
+    labels = list(dict.fromkeys(str(row["label"]) for row in rows))
+    table = Table("suite", "task", "metric", *labels, box=None, pad_edge=False)
+    grouped: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in rows:
+        key = (str(row["suite"]), str(row["task"]), str(row["metric"]))
+        failed = f" ({row['failed']} failed)" if row["failed"] else ""
+        grouped.setdefault(key, {})[str(row["label"])] = f"{row['score']:.2f}{failed}"
+    for key, cells in grouped.items():
+        table.add_row(*key, *(cells.get(label, "") for label in labels))
+    return table
+
+
+def show_evaluations(found: dict[str, ArtifactRef], store: str, *, as_json: bool) -> None:
+    """Scores of one model under several KV policies."""
+    from longloom.storage.catalog import Catalog
+
+    place = Store(store)
+    rows = Catalog(place).scores({policy: place.open(ref) for policy, ref in found.items()})
+    if as_json:
+        show({"evaluations": found, "scores": rows}, as_json=True)
+        return
+    console().print(scores_table(rows))
+    for policy, ref in found.items():
+        console().print(f"[dim]{policy}: samples in {place.open(ref) / 'samples.parquet'}[/dim]")
+
+
+def show_pipeline(stages: dict[str, ArtifactRef], store: str, *, as_json: bool) -> None:
+    """What a pipeline run made: the digests, the scores, the page."""
+    place = Store(store)
+    if as_json:
+        show({"stages": stages}, as_json=True)
+        return
+    evaluations = {
+        label.removeprefix("evaluation/"): place.open(ref)
+        for label, ref in stages.items()
+        if label.startswith("evaluation/")
+    }
+    if evaluations:
+        from longloom.storage.catalog import Catalog
+
+        rows = Catalog(place).scores(evaluations)
+        for row in rows:  # base/longbench/full -> base full
+            model, _, policy = str(row["label"]).split("/")
+            row["label"] = f"{model} {policy}"
+        console().print(scores_table(rows))
+    if "report" in stages:
+        console().print(f"report  {place.open(stages['report']) / 'index.html'}")
+
+
+def show_report(ref: ArtifactRef, store: str, out: str | None, *, as_json: bool) -> None:
+    """Where the page is; with `out`, a copy of it."""
+    page = Store(store).open(ref) / "index.html"
+    if out:
+        shutil.copyfile(page, out)
+        page = Path(out)
+    show({"report": ref, "page": str(page)} if as_json else {"report": str(page)}, as_json=as_json)
+
+
+def show_comparison(ref: ArtifactRef, store: str, *, as_json: bool) -> None:
+    """The comparison as text or JSON."""
+    folder = Store(store).open(ref)
+    if as_json:
+        sys.stdout.write((folder / "compare.json").read_text(encoding="utf-8"))
+        return
+    sys.stdout.write((folder / "compare.txt").read_text(encoding="utf-8"))
+    console().print(f"page  {folder / 'index.html'}")
+
+
+def export_artifact(ref: ArtifactRef, store: str, folder: str) -> None:
+    """Copies an artifact with its manifest out of the store."""
+    target = Path(folder)
+    if target.exists() and any(target.iterdir()) and not (target / MANIFEST).exists():
+        raise ValueError(f"--export {folder}: holds files that are no artifact, expected an empty folder or an artifact")
+    if target.exists():
+        shutil.rmtree(target)
+    shutil.copytree(Store(store).open(ref), target)
+
+
+def collect(store: str, keep: int) -> dict[str, object]:
+    """Deletes old runs, then what no kept run needs."""
+    place = Store(store)
+    gone = delete_runs(place, keep)
+    needed = {ref.digest for run in list_runs(place) for ref in run.stages.values()}
+    return {"runs_deleted": len(gone), "artifacts_deleted": len(place.gc(needed))}
