@@ -31,6 +31,18 @@ STRINGS = Field("a list of strings, at least one", lambda value: _is_strings(val
 STRINGS_OR_NULL = Field("null or a list of strings", lambda value: value is None or _is_strings(value))
 
 
+def task_files(data: Path) -> dict[str, Path]:
+    """Task -> its file of records: of the `<task>.jsonl` in a folder, or of one such file.
+
+    Raises:
+        ValueError: there is none.
+    """
+    files = [data] if data.is_file() else sorted(data.glob("*.jsonl"))
+    if not files:
+        raise ValueError(f"{data}: no <task>.jsonl is there, expected a folder of records or one such file")
+    return {path.stem: path for path in files}
+
+
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a text file that are not blank, with their numbers from 1.
 

@@ -1,8 +1,8 @@
 """A transformers model under a KV policy as lm-eval's LM.
 
-Notable choices: requests of our suites carry their protocol and are cut and put into the chat template here, others come
-ready from the harness and are cut on the left as it does; batches are formed from *all* requests and run whole, so that
-a resumed run computes the same batches, and so the same floating-point numbers, as one that was never killed.
+Notable choices: requests of our suites carry their protocol and are cut and put into the chat template here, others
+come ready from the harness and are cut on the left as it does; batches are formed from *all* requests and run whole, so
+that a resumed run computes the same batches, and so the same floating-point numbers, as one that was never killed.
 """
 
 from __future__ import annotations

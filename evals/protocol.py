@@ -1,4 +1,4 @@
-"""What a benchmark asks of the model for one sample, and how that becomes token ids: truncation, then the chat template.
+"""What a benchmark asks of the model for one sample, and how that becomes tokens: truncation, then the chat template.
 
 The order is LongBench's: the prompt is cut *before* the template is put around it, so that the template always stays
 whole. What a model's window leaves is respected in the same way, after the protocol's own limit.
@@ -73,8 +73,7 @@ class Prepared(NamedTuple):
 def _middle(tokenizer: PreTrainedTokenizerBase, document: str, ids: list[int], limit: int) -> str:
     """The first and the last half of the tokens (LongBench's and InfiniteBench's protocol)."""
     half = limit // 2
-    parts = (tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:half], ids[-half:]))
-    return "".join(parts)
+    return "".join(str(tokenizer.decode(part, skip_special_tokens=True)) for part in (ids[:half], ids[-half:]))
 
 
 def _left(tokenizer: PreTrainedTokenizerBase, document: str, ids: list[int], limit: int) -> str:

@@ -76,7 +76,10 @@ def check_store(store: Store) -> list[Finding]:
             good += 1
         except DamagedArtifact as error:
             damaged.append(Finding("artifact", False, f"{error}; the next run that needs it rebuilds it"))
-    return [Finding("store", not damaged, f"{store.root}: {good} artifacts are whole, {len(damaged)} damaged"), *damaged]
+    return [
+        Finding("store", not damaged, f"{store.root}: {good} artifacts are whole, {len(damaged)} damaged"),
+        *damaged,
+    ]
 
 
 def examine(store: str, *, as_json: bool) -> bool:

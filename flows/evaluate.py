@@ -34,6 +34,7 @@ def evaluations_of(
         suite: which one.
         data: an artifact, a place, or None for the hub's data set.
     """
+    needle = {"lengths": params.lengths, "depths": params.depths, "samples": params.samples, "style": params.style}
     found = {}
     for text in params.policies:
         policy, options = parse_policy(text)
@@ -44,16 +45,16 @@ def evaluations_of(
             data,
             label=f"{label}-{suite}-{policy}",
             suite=suite,
-            tasks=params.tasks,
+            tasks=params.tasks or None if suite == params.suite else None,
+            suite_options=needle if suite == "needle" else {},
             policy=policy,
             policy_options=options,
             limit=params.limit,
             max_length=params.max_length,
-            batch=params.batch,
+            batch_size=params.batch,
             seed=params.seed,
-            lengths=params.lengths,
-            depths=params.depths,
-            samples=params.samples,
+            device=None,
+            dtype=None,
         )
         found[policy] = log.add(name, ref)
         publish_scores(store, ref, key=f"{label}-{suite}-{policy}")

@@ -165,6 +165,9 @@ class EvaluateParams(Params):
     lengths: list[int] = Field(default=[128, 256, 512, 768, 1000], description="needle: tokens of a prompt")
     depths: list[int] = Field(default=[0, 25, 50, 75, 100], description="needle: depth in percent")
     samples: int = Field(default=4, ge=1, description="needle: samples a cell")
+    style: Literal["prose", "code"] = Field(
+        default="prose", description="needle: a sentence, or a comment line in code"
+    )
 
     @field_validator("policies")
     @classmethod
@@ -183,7 +186,7 @@ class PipelineParams(Params):
     instructions: InstructionsParams = InstructionsParams()
     coreset: CoresetParams = CoresetParams()
     finetune: FinetuneParams = FinetuneParams()
-    evaluate: EvaluateParams = EvaluateParams(policies=["full", "streaming:sink=4,window=252"])
+    evaluate: EvaluateParams = EvaluateParams(policies=["full", "streaming:sink=4,window=252"], style="code")
     records: int = Field(default=30, ge=1, description="evaluation records a task derived from held-out modules")
     needle: bool = Field(default=True, description="measure the needle grid too")
     full_pool: bool = Field(default=True, description="train on the whole pool too, for comparison")

@@ -131,7 +131,9 @@ def export_artifact(ref: ArtifactRef, store: str, folder: str) -> None:
     """Copies an artifact with its manifest out of the store."""
     target = Path(folder)
     if target.exists() and any(target.iterdir()) and not (target / MANIFEST).exists():
-        raise ValueError(f"--export {folder}: holds files that are no artifact, expected an empty folder or an artifact")
+        raise ValueError(
+            f"--export {folder}: holds files that are no artifact, expected an empty folder or an artifact"
+        )
     if target.exists():
         shutil.rmtree(target)
     shutil.copytree(Store(store).open(ref), target)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from longloom.evals.jsonl import FILLED_TEXT, STRINGS, TEXT, check_fields, read_records
+from longloom.evals.jsonl import FILLED_TEXT, STRINGS, TEXT, check_fields, read_records, task_files
 from longloom.evals.leval.metrics import exam
 from longloom.evals.leval.tasks import (
     ANSWER_PREFIX,
@@ -41,12 +40,13 @@ class LEval(Suite):
         super().__init__(source)
         if source.data is None:
             raise ValueError("suite 'leval' needs data: a folder of the official <task>.jsonl (Closed-ended-tasks)")
-        self._folder: Path = source.data
+        self._data = source.data
+        self._files = task_files(source.data)
 
     def tasks(self) -> list[str]:
-        tasks = [task for task in CLOSED if (self._folder / f"{task}.jsonl").is_file()]
+        tasks = [task for task in CLOSED if task in self._files]
         if not tasks:
-            raise ValueError(f"{self._folder} has none of L-Eval's closed-ended {', '.join(CLOSED)} as <task>.jsonl")
+            raise ValueError(f"{self._data}: has records of {', '.join(self._files)}, expected {', '.join(CLOSED)}")
         return tasks
 
     def metric(self, task: str) -> str:
@@ -59,7 +59,9 @@ class LEval(Suite):
 
     def records(self, task: str) -> list[dict[str, Any]]:
         self._check(task)
-        path = self._folder / f"{task}.jsonl"
+        if task not in self._files:
+            raise ValueError(f"{self._data}: has no {task}.jsonl, only records of {', '.join(self._files)}")
+        path = self._files[task]
         records: list[dict[str, Any]] = []
         for number, document in read_records(path):
             where = f"{path}:{number}"

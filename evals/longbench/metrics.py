@@ -102,7 +102,7 @@ def retrieval_zh(prediction: str, answer: str) -> float:
 
 
 def code_sim(prediction: str, answer: str) -> float:
-    """Similarity in hundredths of the prediction's first line without `` ` ``, `#` and `//`, leading line ends aside."""
+    """Similarity in hundredths of the first line that has none of `` ` ``, `#` and `//`, leading line ends aside."""
     lines = prediction.lstrip("\n").split("\n")
     line = next((line for line in lines if not any(mark in line for mark in ("`", "#", "//"))), "")
     if line == answer:

@@ -8,6 +8,7 @@ puts it back, and the hash tells which rule is right for which prompt.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from pathlib import Path
 import yaml
 
 #: The ways in which lm_eval's prompts lost white space, undone.
-_MENDS = (
+_MENDS: tuple[Callable[[str], str], ...] = (
     lambda prompt: prompt,
     lambda prompt: prompt + " ",
     lambda prompt: prompt + "\n",
@@ -51,10 +52,13 @@ def packaged_prompt(task: str) -> str:
         text = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)["doc_to_text"]
     except (OSError, yaml.YAMLError, KeyError) as error:
         raise ValueError(f"lm_eval's task file {path} has no prompt for LongBench's {task} ({error})") from None
-    prompt = text.replace("{{context}}", "{context}").replace("{{question}}", "{input}").replace("{{input}}", "{input}")
+    prompt: str = (
+        text.replace("{{context}}", "{context}").replace("{{question}}", "{input}").replace("{{input}}", "{input}")
+    )
     for mend in _MENDS:
-        if is_official(task, mend(prompt)):
-            return mend(prompt)
+        mended = mend(prompt)
+        if is_official(task, mended):
+            return mended
     raise ValueError(
         f"lm_eval's prompt for LongBench's {task} is not the official one, and none of the known mends makes it so; "
         "expected a data folder with the official config/dataset2prompt.json"

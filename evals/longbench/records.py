@@ -1,4 +1,4 @@
-"""Where LongBench's records come from: a folder of official JSON Lines files, or the hub's archive of the same files."""
+"""Where LongBench's records come from: a folder of official JSON Lines files, or the hub's archive of the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from longloom.evals.jsonl import NUMBER, STRINGS, STRINGS_OR_NULL, TEXT, check_fields, parse, read_records
+from longloom.evals.jsonl import NUMBER, STRINGS, STRINGS_OR_NULL, TEXT, check_fields, parse, read_records, task_files
 
 FIELDS = {
     "input": TEXT,
@@ -26,23 +26,11 @@ _HUB_REPOSITORY = "THUDM/LongBench"
 _HUB_ARCHIVE = "data.zip"
 
 
-def tasks_in(folder: Path) -> list[str]:
-    """The tasks that a folder has records of, sorted.
-
-    Raises:
-        ValueError: it has none.
-    """
-    tasks = sorted(path.stem for path in folder.glob("*.jsonl"))
-    if not tasks:
-        raise ValueError(f"{folder} holds no <task>.jsonl, expected records in LongBench's format")
-    return tasks
-
-
 def read_task(data: Path | None, task: str) -> Iterator[dict[str, Any]]:
     """The records of a task, checked.
 
     Args:
-        data: the folder; None: the hub (HF_HUB_OFFLINE=1: its local cache).
+        data: a folder of records, or one task's file; None: the hub (HF_HUB_OFFLINE=1: its local cache).
         task: the task's name.
 
     Raises:
@@ -53,11 +41,11 @@ def read_task(data: Path | None, task: str) -> Iterator[dict[str, Any]]:
         name = f"{archive}/{task}.jsonl"
         numbered = parse(name, _lines_in(archive, task))
     else:
-        path = data / f"{task}.jsonl"
-        name = str(path)
-        if not path.is_file():
-            raise ValueError(f"{name} does not exist; {data} has records of {', '.join(tasks_in(data))}")
-        numbered = read_records(path)
+        files = task_files(data)
+        if task not in files:
+            raise ValueError(f"{data}: has no {task}.jsonl, only records of {', '.join(files)}")
+        name = str(files[task])
+        numbered = read_records(files[task])
     found = False
     for number, record in numbered:
         found = True
@@ -67,13 +55,18 @@ def read_task(data: Path | None, task: str) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{name}: has no records, expected at least one")
 
 
-def read_config(folder: Path, name: str) -> dict[str, Any] | None:
-    """A table of tasks, `config/<name>.json` in a folder; None if it is not there.
+def config_file(data: Path, name: str) -> Path:
+    """Where a table of tasks is looked for: `config/<name>.json` beside the records."""
+    return (data.parent if data.is_file() else data) / "config" / f"{name}.json"
+
+
+def read_config(data: Path, name: str) -> dict[str, Any] | None:
+    """A table of tasks; None if it is not there.
 
     Raises:
         ValueError: it is no JSON object.
     """
-    path = folder / "config" / f"{name}.json"
+    path = config_file(data, name)
     if not path.is_file():
         return None
     try:
@@ -94,8 +87,8 @@ def _download() -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"cannot fetch {_HUB_ARCHIVE} of the hub's data set {_HUB_REPOSITORY} ({reason}); expected a reachable hub, "
-            "or a folder of LongBench's JSON Lines files as data"
+            f"cannot fetch {_HUB_ARCHIVE} of the hub's data set {_HUB_REPOSITORY} ({reason}); expected a reachable "
+            "hub, or a folder of LongBench's JSON Lines files as data"
         ) from None
 
 

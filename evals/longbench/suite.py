@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from longloom.evals.jsonl import task_files
 from longloom.evals.longbench.metrics import METRICS, dataset_score, first_line
 from longloom.evals.longbench.prompts import is_official, packaged_prompt
-from longloom.evals.longbench.records import read_config, read_task, tasks_in
+from longloom.evals.longbench.records import config_file, read_config, read_task
 from longloom.evals.longbench.tasks import NEWLINE_STOPS, TASKS, Task
 from longloom.evals.protocol import Request
 from longloom.evals.suite import Parts, Source, Suite, make_record, unknown_task
@@ -66,7 +67,7 @@ class LongBench(_LongBenchFormat):
     def tasks(self) -> list[str]:
         if self.source.data is None:
             return list(TASKS)
-        present = tasks_in(self.source.data)
+        present = task_files(self.source.data)
         tasks = [task for task in TASKS if task in present]
         if not tasks:
             raise ValueError(
@@ -87,7 +88,7 @@ class LongBench(_LongBenchFormat):
         prompt = prompts[task]
         if not isinstance(prompt, str) or not is_official(task, prompt):
             raise ValueError(
-                f"{self.source.data}/config/dataset2prompt.json: the prompt of {task!r} differs from LongBench's; "
+                f"{config_file(self.source.data, 'dataset2prompt')}: the prompt of {task!r} differs from LongBench's; "
                 "expected the official one to the byte, or the suite 'records' for prompts of your own"
             )
         return prompt
@@ -107,8 +108,8 @@ class Records(_LongBenchFormat):
         super().__init__(source)
         if source.data is None:
             raise ValueError("suite 'records' needs data: a folder of <task>.jsonl in LongBench's format, with config/")
-        self._folder: Path = source.data
-        self._tasks = tasks_in(self._folder)
+        self._data: Path = source.data
+        self._tasks = list(task_files(self._data))
         self._tables = {
             name: self._table(name) for name in ("dataset2prompt", "dataset2maxlen", "dataset2metric", "dataset2chat")
         }
@@ -122,12 +123,12 @@ class Records(_LongBenchFormat):
         metric = self._value("dataset2metric", task, str)
         if metric not in METRICS:
             raise ValueError(
-                f"{self._folder}/config/dataset2metric.json: {task!r} has the metric {metric!r}; known: "
+                f"{config_file(self._data, 'dataset2metric')}: {task!r} has the metric {metric!r}; known: "
                 f"{', '.join(METRICS)}"
             )
         longest = self._value("dataset2maxlen", task, int)
         if longest < 1:
-            raise ValueError(f"{self._folder}/config/dataset2maxlen.json: {task!r} is {longest}, expected at least 1")
+            raise ValueError(f"{config_file(self._data, 'dataset2maxlen')}: {task!r} is {longest}, expected at least 1")
         return Task(metric, longest, chat=self._value("dataset2chat", task, bool))
 
     def _prompt(self, task: str) -> str:
@@ -135,15 +136,15 @@ class Records(_LongBenchFormat):
         return prompt
 
     def _table(self, name: str) -> dict[str, Any]:
-        table = read_config(self._folder, name)
+        table = read_config(self._data, name)
         if table is None:
-            raise ValueError(f"{self._folder}/config/{name}.json does not exist, expected a value for each task")
+            raise ValueError(f"{config_file(self._data, name)} does not exist, expected a value for each task")
         return table
 
     def _value(self, name: str, task: str, kind: type) -> Any:
         value = self._tables[name].get(task)
         if type(value) is not kind:
             raise ValueError(
-                f"{self._folder}/config/{name}.json: {task!r} is {value!r}, expected a value of type {kind.__name__}"
+                f"{config_file(self._data, name)}: {task!r} is {value!r}, expected a value of type {kind.__name__}"
             )
         return value

@@ -64,7 +64,7 @@ def policy_attention(model: PreTrainedModel, policy: KVPolicy[Any]) -> Iterator[
     """Put `policy` in charge of the model's attention within the block.
 
     Positions are counted by the policy: row b's first token that the (left-padded) attention mask shows has position
-    0. `position_ids` are ignored.
+    0. `position_ids` are ignored. For inference: call the model under torch.no_grad or inference_mode.
 
     Args:
         model: any causal model of transformers with rotary positions in Llama's convention and full causal attention,

@@ -75,5 +75,5 @@ def _visible(begin: int, end: int, start: Tensor | None, device: torch.device) -
     visible = slots <= queries
     if start is None:
         return visible
-    # Padding sees itself: a query that sees nothing would be NaN.
+    # Padding sees itself: a query that sees nothing is NaN in some implementations of the product.
     return ((visible & (slots >= start[:, None, None])) | (slots == queries))[:, None]

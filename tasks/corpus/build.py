@@ -111,9 +111,9 @@ def resolve(sources: list[str]) -> tuple[list[Path], list[str]]:
         FileNotFoundError, ValueError: as `build`; also when the hub does not answer.
     """
     found = find_files(sources, (*FORMATS, *TSV))
-    files = [item.path for item in found.flat() if not isinstance(item, str)]
-    hubs = [item for item in found.flat() if isinstance(item, str)]
-    names = "\n".join(item if isinstance(item, str) else item.name for item in found.flat())
+    files = [item.path for item in found.items if not isinstance(item, str)]
+    hubs = [item for item in found.items if isinstance(item, str)]
+    names = "\n".join(item if isinstance(item, str) else item.name for item in found.items)
     identities = [f"names:{hashlib.sha256(names.encode('utf-8', 'surrogateescape')).hexdigest()}"]
     if hubs:
         from longloom.tasks.corpus.hub import pin  # imports datasets: only when a hub data set is read

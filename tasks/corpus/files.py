@@ -57,17 +57,13 @@ class Found:
     """What the sources stand for.
 
     Attributes:
-        order: one entry a source, in the order given: the files of a path (of a folder sorted by name), or the
-            string itself of a hub data set.
+        items: what to read, in the order of the sources: files (those of a folder sorted by name), and for a hub
+            data set the string itself.
         ignored: suffix -> number of files of unknown formats in the folders.
     """
 
-    order: list[list[SourceFile] | str] = field(default_factory=list)
+    items: list[SourceFile | str] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
-
-    def flat(self) -> list[SourceFile | str]:
-        """All files and hub data sets, in order."""
-        return [item for entry in self.order for item in ([entry] if isinstance(entry, str) else entry)]
 
 
 def find_files(sources: list[str], suffixes: tuple[str, ...]) -> Found:
@@ -86,11 +82,11 @@ def find_files(sources: list[str], suffixes: tuple[str, ...]) -> Found:
     found = Found()
     for source in sources:
         if source.startswith(HUB_PREFIX):
-            found.order.append(source)
+            found.items.append(source)
         else:
-            found.order.append(_find(source, suffixes, found.ignored))
+            found.items += _find(source, suffixes, found.ignored)
     paths = Counter(
-        item if isinstance(item, str) else str(item.path.parent.resolve() / item.path.name) for item in found.flat()
+        item if isinstance(item, str) else str(item.path.parent.resolve() / item.path.name) for item in found.items
     )
     for path, times in paths.items():
         if times > 1:
@@ -102,7 +98,7 @@ def _find(source: str, suffixes: tuple[str, ...], ignored: Counter[str]) -> list
     path = Path(source).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
-    source_name = path.resolve().name
+    source_name = Path(os.path.abspath(path)).name
     if path.is_file():
         suffix = format_suffix(path)
         if suffix not in suffixes:

@@ -119,7 +119,7 @@ def _examples(found: Found, bad: BadRecords, formats: Counter[str]) -> Iterator[
 
 
 def _records(found: Found, bad: BadRecords) -> Iterator[Record]:
-    for item in found.flat():
+    for item in found.items:
         if isinstance(item, str):
             from longloom.tasks.corpus import hub  # imports datasets: only when a hub data set is read
 

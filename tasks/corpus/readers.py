@@ -57,7 +57,7 @@ def read(found: Found, *, text_field: str, id_field: str, bad: BadRecords) -> It
         ValueError: a bad record under the policy `stop`; a file that cannot be read at all.
     """
     columns = tuple(dict.fromkeys((text_field, id_field, "source")))
-    for item in found.flat():
+    for item in found.items:
         if isinstance(item, str):
             from longloom.tasks.corpus import hub  # imports datasets: only when a hub data set is read
 

@@ -1,8 +1,8 @@
 """Evaluates a model under a KV policy on a suite, with lm-eval as the harness; a killed run is continued.
 
-Notable choices: the harness's core loop (`evaluator.evaluate`) is called, not `simple_evaluate`, which spends four seconds
-on a description of the machine and takes the global random state; every prompt is prepared before the first generation,
-so that bad data costs nothing; what a failed sample could have scored counts as 0.
+Notable choices: the harness's core loop (`evaluator.evaluate`) is called, not `simple_evaluate`, which spends four
+seconds on a description of the machine and sets the global random state; every prompt is prepared before the first
+generation, so that bad data costs nothing; a failed sample counts as 0.
 """
 
 from __future__ import annotations
@@ -99,10 +99,10 @@ def build(
 
     Args:
         model: a model folder, or a name on the hub.
-        data: the suite's records or documents; None: the hub, for suites that are there.
+        data: the suite's records (a folder, or one task's file) or documents; None: the hub, for suites that are there.
         out: empty, or with what a killed run left: finished generations are not repeated.
         suite: one of `registry.suite_names()`.
-        tasks: its tasks to run; None: all that the data has.
+        tasks: its tasks to run; None or none: all that the data has.
         suite_options: the suite's own options (needle: lengths, depths, ...).
         policy: a KV policy's name.
         policy_options: its options.
@@ -146,9 +146,7 @@ def build(
         ledger=ledger,
         progress=progress,
     )
-    names = list(dict.fromkeys(tasks)) if tasks is not None else opened.tasks()
-    if not names:
-        raise ValueError(f"no tasks of suite {suite!r} were asked for; known: {', '.join(opened.tasks())}")
+    names = list(dict.fromkeys(tasks or opened.tasks()))
     with _quiet_harness():
         harness_tasks = {harness_name(suite, name): task_of(opened, name) for name in names}
         results = evaluator.evaluate(lm, {"tasks": harness_tasks, "groups": {}}, limit=limit, bootstrap_iters=0)

@@ -37,9 +37,9 @@ class Encoder(Protocol):
 class ByteEncoder:
     """Raw bytes: a token is a byte of UTF-8, so that counts are those of substrings."""
 
-    token_dtype = "u8"
-    vocab_size = 256
-    unknown = None
+    token_dtype: str = "u8"
+    vocab_size: int = 256
+    unknown: int | None = None
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """See `Encoder`."""

@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ TOKENS, OFFSETS, TABLE, METADATA, METADATA_OFFSETS = FILES = (
     *("tokenized.0", "offset.0", "table.0", "metadata.0", "metaoff.0"),
 )
 
-TOKEN_TYPES = {"u8": np.dtype("u1"), "u16": np.dtype("<u2"), "u32": np.dtype("<u4")}
+TOKEN_TYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype("u1"), "u16": np.dtype("<u2"), "u32": np.dtype("<u4")}
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Layout:
     tokens: int
 
     @property
-    def dtype(self) -> np.dtype:
+    def dtype(self) -> np.dtype[Any]:
         """The tokens' type on disk."""
         return TOKEN_TYPES[self.token_dtype]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from infini_gram.engine import InfiniGramEngine
 
@@ -69,7 +70,7 @@ class Index:
         for token in tokens:
             if not 0 <= token < limit:
                 raise ValueError(f"token {token} is not in the vocabulary, expected 0 to {limit - 1}")
-        answer = self._engine.count(input_ids=tokens)
+        answer: dict[str, Any] = dict(self._engine.count(input_ids=tokens))
         if "error" in answer:
             raise ValueError(f"the engine refused the query: {answer['error']}")
         assert not answer["approx"], answer

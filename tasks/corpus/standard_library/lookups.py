@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -156,8 +156,8 @@ def copying(haystack: Haystack, rng: random.Random, *, room: int, third: int) ->
     opening, closing = wording.MARKS
     longest = min(_LONGEST_PASSAGE, room // 3)
     size = room - longest - 2 * len(f"{opening}\n{closing}\n")
-    for _ in range(_DRAWS):
-        lines = haystack.window(rng, size).lines
+    for smaller in _sizes(size):
+        lines = haystack.window(rng, smaller).lines
         places = _places([len(line) + 1 for line in lines], 0, third)
         if not places:
             continue
@@ -179,8 +179,8 @@ def next_line(haystack: Haystack, rng: random.Random, *, room: int) -> Lookup:
 
     The line is neither blank nor a comment nor inside a string, and has nothing that the metric `code_sim` skips.
     """
-    for _ in range(_DRAWS):
-        window = haystack.window(rng, rng.randint(3 * room // 4, room))
+    for size in _sizes(room):
+        window = haystack.window(rng, size)
         for at in range(len(window.lines) - 1, 0, -1):
             context = "\n".join(window.lines[:at])
             if len(context) < 0.6 * room:
@@ -204,8 +204,8 @@ def _hidden(
     """Puts a line of its own, indented like the next, before a statement of a window that has none of `once`."""
     line = prefix + answer
     size = room - len(answer) - len(line) - 1
-    for _ in range(_DRAWS):
-        window = haystack.window(rng, size)
+    for smaller in _sizes(size):
+        window = haystack.window(rng, smaller)
         text = "\n".join(window.lines)
         if any(word in text for word in once):
             continue
@@ -223,6 +223,11 @@ def _hidden(
     raise ValueError(
         f"no place for {line!r} in third {third} of {size} characters of code: found none in {_DRAWS} draws"
     )
+
+
+def _sizes(size: int) -> Iterator[int]:
+    """A size for each draw, from the whole down to two thirds: in short code the statements may fall badly."""
+    return (size - size * draw // (3 * _DRAWS) for draw in range(_DRAWS))
 
 
 def _places(lengths: Sequence[int], inserted: int, third: int) -> list[int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -86,6 +87,15 @@ def test_a_hub_name_without_the_hub_is_one_line() -> None:
     ) as caught:
         load_model("nobody/nothing")
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_the_hub_does_not_know_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", fail)
+    with pytest.raises(ValueError, match="'nobody/nothing' is neither a folder nor a model that the Hugging Face hub"):
+        load_model("nobody/nothing")
 
 
 def test_impossible_names() -> None:

@@ -15,7 +15,7 @@ from longloom.tasks.corpus.standard_library.syntax import Facts, read_facts
 SEEDS = st.integers(0, 10**6)
 THIRDS = st.integers(0, 2)
 ROOMS = st.integers(300, 1800)
-FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")
