@@ -22,7 +22,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longloom.evals.ledger import Ledger
-from longloom.evals.protocol import Failure, Request, encode, prepare
+from longloom.evals.protocol import DoesNotFit, Failure, Request, encode, prepare
 from longloom.kernels.huggingface.generate import generate, loglikelihood
 from longloom.kernels.kvcache.base import KVPolicy
 
@@ -53,12 +53,21 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Job:
-    """One request, ready to run. `settings`: new tokens at most, new tokens at least, end tokens."""
+    """One request, ready to run.
+
+    Attributes:
+        instance: the harness's request.
+        ids: the input [N]; empty if it does not fit.
+        truncated: whether its document was cut.
+        settings: new tokens at most, new tokens at least, end tokens.
+        error: why it does not fit, or None.
+    """
 
     instance: Instance
     ids: npt.NDArray[np.int32]
     truncated: bool
     settings: tuple[int, int, tuple[int, ...]]
+    error: str | None = None
 
     @property
     def key(self) -> str:
@@ -133,16 +142,19 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes are untyp
         )
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answers every request; a `Failure` where the model failed.
+        """Answers every request; a `Failure` where the model failed or its window is too small.
 
         Raises:
-            ValueError: a prompt that cannot be made to fit; nothing has been generated then.
+            ValueError: a prompt that must not be cut is too long; nothing has been generated then.
         """
         jobs = [self._job(instance) for instance in requests]
+        replies: dict[int, str] = {}
         groups: dict[tuple[int, int, tuple[int, ...]], list[int]] = defaultdict(list)
         for index, job in enumerate(jobs):
-            groups[job.settings].append(index)
-        replies: dict[int, str] = {}
+            if job.error:
+                replies[index] = self._fail(job, job.error)
+            else:
+                groups[job.settings].append(index)
         for indices in groups.values():
             indices.sort(key=lambda index: -len(jobs[index].ids))  # long ones first, so that memory fails early
             for begin in range(0, len(indices), self._batch_size):
@@ -194,17 +206,18 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes are untyp
             raise ValueError(f"task {instance.task_name}: asks for sampling, and generation here is greedy")
         longest = int(options.get("max_gen_toks", _DEFAULT_NEW_TOKENS))
         room = self._window - longest
-        try:
-            ids, truncated = prepare(request, self.tokenizer, room=room, limit=self._limit)
-        except ValueError as error:
-            raise ValueError(
-                f"task {instance.task_name}, sample {instance.doc_id}: {error}; window {self._window}, new tokens "
-                f"{longest}, max_length {self._limit}"
-            ) from None
         ends = set(self._ends)
         if request.newline_stops:
             ends.add(encode(self.tokenizer, "\n", special=False)[-1])
         settings = (longest, int(request.newline_stops), tuple(sorted(ends)))
+        where = f"task {instance.task_name}, sample {instance.doc_id}"
+        numbers = f"window {self._window}, new tokens {longest}, max_length {self._limit}"
+        try:
+            ids, truncated = prepare(request, self.tokenizer, room=room, limit=self._limit)
+        except DoesNotFit as error:
+            return _Job(instance, np.array([], dtype=np.int32), True, settings, f"{error} ({numbers})")
+        except ValueError as error:
+            raise ValueError(f"{where}: {error} ({numbers})") from None
         return _Job(instance, np.array(ids, dtype=np.int32), truncated, settings)
 
     def _run(self, batch: Sequence[_Job]) -> list[str]:
@@ -215,9 +228,7 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes are untyp
                 rows = self._generate(batch)
             except Exception as error:  # a failed batch is counted, and loses no other
                 message = f"{type(error).__name__}: {error}".splitlines()[0]
-                for job in batch:
-                    self._note(job, Outcome(len(job.ids), job.truncated, error=message))
-                return [Failure(message) for _ in batch]
+                return [self._fail(job, message) for job in batch]
         replies = []
         for job, row in zip(batch, rows, strict=True):
             assert row is not None
@@ -251,6 +262,10 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes are untyp
         if self._ledger:
             self._ledger.add([row for row in rows if row])
         return rows
+
+    def _fail(self, job: _Job, message: str) -> Failure:
+        self._note(job, Outcome(len(job.ids), job.truncated, error=message))
+        return Failure(message)
 
     def _note(self, job: _Job, outcome: Outcome) -> None:
         self.outcomes[job.instance.task_name, job.instance.doc_id, job.instance.idx] = outcome

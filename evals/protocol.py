@@ -63,6 +63,10 @@ class Failure(str):
         return failure
 
 
+class DoesNotFit(ValueError):
+    """The window is too small for a request even with nothing left of its document."""
+
+
 class Prepared(NamedTuple):
     """Attributes: ids: the model's input [N]. truncated: whether the document was cut."""
 
@@ -94,10 +98,8 @@ def _words_left(tokenizer: PreTrainedTokenizerBase, document: str, ids: list[int
 def _cut_words(
     tokenizer: PreTrainedTokenizerBase, document: str, limit: int, choose: Callable[[list[str], int], list[str]]
 ) -> str:
-    keep = limit
+    keep = limit  # it may become negative: words to leave out, officially so
     while len(encode(tokenizer, document)) > limit:
-        if keep <= 0:
-            return ""
         document = " ".join(choose(document.split(" "), keep))
         keep -= 250
     return document
@@ -141,7 +143,8 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase, *, room: int, 
         limit: the protocol's limit on the document, in tokens before the template; None: what the window leaves.
 
     Raises:
-        ValueError: a request that must not be cut is too long, or nothing of the document would be left.
+        ValueError: a request that must not be cut is too long.
+        DoesNotFit: nothing of the document would be left.
     """
     document_ids = encode(tokenizer, request.document)
     target = len(document_ids) if limit is None else limit
@@ -163,7 +166,7 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase, *, room: int, 
         if len(ids) <= room:
             return Prepared(ids, truncated=True)
         target -= len(ids) - room
-    raise ValueError(
+    raise DoesNotFit(
         f"the model's window leaves {room} tokens for the prompt, and nothing of the document fits into them beside "
         f"{len(render(request, tokenizer, ''))} tokens of instructions"
     )

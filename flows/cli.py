@@ -1,4 +1,4 @@
-"""The command `longloom`. Options come from flows/params.py; Prefect and everything heavy is imported when a command runs."""
+"""The command `longloom`. Options come from flows/params.py; everything heavy is imported when a command runs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def demo(
     """Run the whole pipeline on the standard library of the running Python: nothing to download.
 
     Args:
-        from_scratch: Train the tokenizer and the model from random weights, in place of the repository's base checkpoint.
+        from_scratch: Train tokenizer and model from random weights, in place of the repository's base checkpoint.
     """
     if from_scratch:
         params = PipelineParams(index=IndexParams(tokenizer="train"), model=ModelParams(source="scratch"))

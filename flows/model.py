@@ -27,17 +27,20 @@ def model_of(
     Raises:
         ValueError: `scratch` without a corpus and a tokenizer.
     """
-    options = {"size": params.size, "tokens": params.tokens, "seed": params.seed}
     if params.source == "scratch":
         if corpus is None or tokenizer is None:
             raise ValueError(
                 "model scratch: needs a corpus and a tokenizer to train with; give a model folder or `base` here"
             )
-        return pretrain_task(store, corpus, tokenizer, recipe="scratch", **options)
+        return _pretrain(store, corpus, tokenizer, "scratch", params)
     start = import_model(store, params.source)
     if params.source == "base" and corpus is not None:
-        return pretrain_task(store, corpus, start, recipe="continue", **options)
+        return _pretrain(store, corpus, start, "continue", params)
     return start
+
+
+def _pretrain(store: Store, corpus: ArtifactRef, start: ArtifactRef, recipe: str, params: ModelParams) -> ArtifactRef:
+    return pretrain_task(store, corpus, start, recipe=recipe, size=params.size, tokens=params.tokens, seed=params.seed)
 
 
 @flow(name="pretrain", flow_run_name="pretrain")

@@ -30,7 +30,8 @@ class CorpusParams(Params):
     sources: list[str] = Field(
         default=[STANDARD_LIBRARY],
         min_length=1,
-        description="files or folders (JSONL, .gz/.zst, Parquet, text, Markdown, source code), hub:NAME?split=train, or stdlib",
+        description="files or folders (JSONL, .gz/.zst, Parquet, text, Markdown, source code), hub:NAME?split=train,"
+        " or stdlib",
     )
     text_field: str = Field(default="text", description="the field or column that holds a document's text")
     id_field: str = Field(
@@ -59,8 +60,8 @@ class ModelParams(Params):
     source: str = Field(
         default="base",
         min_length=1,
-        description="base (the repository's checkpoint, trained further on the corpus), scratch (trained on the corpus from random"
-        " weights), a model folder or a hub name",
+        description="base (the repository's checkpoint, trained further on the corpus), scratch (trained on the corpus"
+        " from random weights), a model folder or a hub name",
     )
     size: str = Field(default="1m", description="shape of a model trained from scratch")
     tokens: int | None = Field(
@@ -81,7 +82,7 @@ class InstructionsParams(Params):
         default="stop", description="stop at a bad record, or skip and count it"
     )
     examples: int = Field(default=2400, ge=10, description="examples derived from the standard library")
-    characters: int = Field(default=2200, ge=200, description="characters of its longest example")
+    characters: int = Field(default=2000, ge=600, description="characters of its longest example")
     seed: int = Field(default=0, ge=0, description="of the derivation")
 
 
@@ -146,7 +147,10 @@ def parse_policy(text: str) -> tuple[str, dict[str, int]]:
 class EvaluateParams(Params):
     """What to measure, under which KV policies."""
 
-    suite: str = Field(default="longbench", description="longbench, leval, needle")
+    suite: str = Field(
+        default="longbench",
+        description="longbench, leval, needle, or records (LongBench's format with prompts of your own)",
+    )
     data: str | None = Field(
         default=None, description="folder or file in the suite's official format; the hub's data set when not given"
     )
@@ -186,7 +190,9 @@ class PipelineParams(Params):
     instructions: InstructionsParams = InstructionsParams()
     coreset: CoresetParams = CoresetParams()
     finetune: FinetuneParams = FinetuneParams()
-    evaluate: EvaluateParams = EvaluateParams(policies=["full", "streaming:sink=4,window=252"], style="code")
+    evaluate: EvaluateParams = EvaluateParams(
+        suite="records", policies=["full", "streaming:sink=4,window=252"], style="code"
+    )
     records: int = Field(default=30, ge=1, description="evaluation records a task derived from held-out modules")
     needle: bool = Field(default=True, description="measure the needle grid too")
     full_pool: bool = Field(default=True, description="train on the whole pool too, for comparison")

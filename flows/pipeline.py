@@ -19,7 +19,7 @@ from longloom.tasks.report.task import report
 from longloom.tasks.training.task import finetune
 
 #: Characters of the contexts of derived evaluation records: within the demo model's window of 1,024 tokens.
-RECORD_CHARACTERS = [600, 1200, 2200]
+RECORD_CHARACTERS = [600, 1200, 2000]
 
 
 class _Range:
@@ -99,7 +99,7 @@ def _evaluate(params: PipelineParams, store: Store, log: RunLog, models: dict[st
     haystack = log.run.stages["corpus"]
     if params.corpus.sources == [STANDARD_LIBRARY]:
         haystack = log.add("held-out", read_corpus(store, sources=[STANDARD_LIBRARY], held_out=True))
-    if data is None and params.evaluate.suite == "longbench" and params.corpus.sources == [STANDARD_LIBRARY]:
+    if data is None and params.evaluate.suite == "records" and params.corpus.sources == [STANDARD_LIBRARY]:
         records = make_records(
             store, records_per_task=params.records, characters=RECORD_CHARACTERS, seed=params.evaluate.seed
         )

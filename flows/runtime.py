@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-#: Set unless the user set them. Prefect's telemetry is off in what we start; a cold ephemeral database takes 20-27 s to come
-#: up, more than the default patience; the services below have nothing to do for a run without a server.
+#: Set unless the user set them. Telemetry is off in what we start; a cold ephemeral database takes 20-27 s to come up,
+#: more than Prefect's patience.
 _DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -19,8 +19,8 @@ _DEFAULTS = {
 def prepare(store: str | Path) -> None:
     """Sets the environment's defaults. Call before importing Prefect.
 
-    Runs without a server keep Prefect's database beside the artifacts, so that `longloom ui` shows them later; a server or a profile of
-    the user's own is left alone.
+    Runs without a server keep Prefect's database beside the artifacts, so that `longloom ui` shows them later; a
+    server or a profile of the user's own is left alone.
 
     Args:
         store: the store's folder.
@@ -34,7 +34,7 @@ def prepare(store: str | Path) -> None:
 
 
 def quiet() -> None:
-    """For the command line: Prefect's own log lines and tracebacks give way to one line a stage and one line an error."""
+    """For the command line: Prefect's log lines and tracebacks give way to one line a stage and one an error."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,4 +1,4 @@
-"""Questions about a store, answered by DuckDB over its manifests and Parquet results. Nothing is kept: no shared database file."""
+"""Questions about a store, answered by DuckDB over its manifests and Parquet results: no shared database file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import duckdb
 from longloom.storage.manifest import MANIFEST
 from longloom.storage.store import Store
 
-_COLUMNS = "{stage: 'VARCHAR', kind: 'VARCHAR', key: 'VARCHAR', digest: 'VARCHAR', seconds: 'DOUBLE', created: 'VARCHAR', parents: 'MAP(VARCHAR, VARCHAR)'}"
+_NAMES = "stage VARCHAR, kind VARCHAR, key VARCHAR, digest VARCHAR, seconds DOUBLE, created VARCHAR"
+_COLUMNS = (
+    "{stage: 'VARCHAR', kind: 'VARCHAR', key: 'VARCHAR', digest: 'VARCHAR', seconds: 'DOUBLE', created: 'VARCHAR',"
+    " parents: 'MAP(VARCHAR, VARCHAR)'}"
+)
 
 
 class Catalog:
@@ -26,17 +30,14 @@ class Catalog:
         if any(store.root.glob(f"artifacts/*/*/{MANIFEST}")):
             self._database.execute(f"CREATE TABLE artifacts AS SELECT * FROM {source}", [pattern])
         else:
-            self._database.execute(
-                "CREATE TABLE artifacts (stage VARCHAR, kind VARCHAR, key VARCHAR, digest VARCHAR, seconds DOUBLE,"
-                " created VARCHAR, parents MAP(VARCHAR, VARCHAR))"
-            )
+            self._database.execute(f"CREATE TABLE artifacts ({_NAMES}, parents MAP(VARCHAR, VARCHAR))")
 
     def artifacts(self) -> list[dict[str, object]]:
         """Every artifact: kind, key, digest, seconds, created; oldest first."""
         return self._rows("SELECT kind, key, digest, seconds, created FROM artifacts ORDER BY created, key", [])
 
     def lineage(self, digest: str) -> list[dict[str, object]]:
-        """An artifact and all its ancestors: kind, digest, depth (0 for itself), the name under which it is an input."""
+        """An artifact and its ancestors: kind, digest, depth (0 for itself), the name under which it is an input."""
         return self._rows(
             """
             WITH RECURSIVE up(digest, name, depth) AS (

@@ -114,7 +114,7 @@ def cache_key(stage: str, version: int, parents: dict[str, str], parameters: dic
 
 @functools.cache
 def code_commit() -> str:
-    """The commit of the running source, with `+changes` when the tree is not clean; the version where there is no git."""
+    """The commit of the running source, `+changes` when the tree is not clean; the version where there is no git."""
     root = Path(__file__).resolve().parent.parent
     git = ["git", "-C", os.fspath(root)]
     try:

@@ -60,9 +60,8 @@ class FileWriter:
             ValueError: other columns or types.
         """
         if not table.schema.equals(self.schema):
-            raise ValueError(
-                f"{self.path.name}: got columns {_describe(table.schema)}, expected {_describe(self.schema)}"
-            )
+            found, expected = _describe(table.schema), _describe(self.schema)
+            raise ValueError(f"{self.path.name}: found the columns {found}, expected {expected}")
         self.rows += table.num_rows
         while table.num_rows:
             room = ROW_GROUP_ROWS - sum(part.num_rows for part in self._pending)

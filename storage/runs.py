@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class RunLog:
     Used as a context manager: an exception marks the run failed and goes on.
     """
 
-    def __init__(self, store: Store, flow: str, parameters: dict[str, object]) -> None:
+    def __init__(self, store: Store, flow: str, parameters: Mapping[str, object]) -> None:
         now = datetime.now(UTC)
         self.store = store
         self.run = Run(
@@ -40,7 +41,7 @@ class RunLog:
             flow=flow,
             state="running",
             started=now.isoformat(timespec="seconds"),
-            parameters=parameters,
+            parameters=dict(parameters),
         )
 
     def __enter__(self) -> RunLog:

@@ -11,7 +11,7 @@ class Stats:
 
     Attributes:
         counts: sizes that travel in the ref (documents, tokens, examples, ...).
-        values: findings worth keeping in the manifest (final loss, check verdicts, the kernel that ran, ...). JSON only.
+        values: findings for the manifest (final loss, check verdicts, the kernel that ran, ...). JSON only.
         volatile: names of files below `out` that differ between equal runs (times, rendered pages). They are
             hashed for verification, but are no part of the artifact's digest.
     """

@@ -97,7 +97,7 @@ def stage(
 
         run.__doc__ = body.__doc__  # not functools.wraps: Prefect would take the body's signature for this one
         prefect_task = task(
-            run,
+            run,  # type: ignore[arg-type]
             name=name,
             cache_policy=NO_CACHE,
             persist_result=True,
@@ -146,7 +146,7 @@ def _run(
     parameters: dict[str, Any],
 ) -> ArtifactRef:
     """Finds the artifact in the store or builds it."""
-    # A parameter that `identity` speaks for is a place (a path, a hub name): it is passed on, but does not enter the key.
+    # A parameter that `identity` speaks for is a place (a path, a hub name): passed on, but no part of the key.
     semantic = {name: value for name, value in parameters.items() if name not in plan.runtime | identity.keys()}
     parents = {name: ref.digest for name, ref in inputs.items()} | identity
     key = cache_key(plan.name, plan.version, parents, semantic)

@@ -9,18 +9,15 @@ point ("$1,200.50" is 1200); code loses every ".0", so 1.05 is 15; texts are rat
 from __future__ import annotations
 
 import re
-import string
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from longloom.evals.longbench.metrics import bag_f1, normalize_answer
+from longloom.evals.matching import ARTICLES, WITHOUT_PUNCTUATION, bag_f1, normalize_answer
 from longloom.evals.suite import Parts
 
 #: Multiple choice; the names that the official script looks for.
 _WITH_OPTIONS = ("coursera", "quality", "tpo")
 _LETTERS = "ABCD"
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _RANKS = ("first", "second", "third")
 _FILLERS = ("will be", "of the code", "is", "would be", "the value of", "the result of", "printed")
 
@@ -133,7 +130,7 @@ _ROUGE = RougeScorer(["rougeL"], use_stemmer=False)
 
 def _squeeze(text: str) -> str:
     """SQuAD's normalization without its lower case: the letters of options would not survive that."""
-    return " ".join(_ARTICLES.sub(" ", text.translate(_WITHOUT_PUNCTUATION)).split())
+    return " ".join(ARTICLES.sub(" ", text.translate(WITHOUT_PUNCTUATION)).split())
 
 
 def _right_letters(answer: str) -> str:

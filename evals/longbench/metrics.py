@@ -14,20 +14,16 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-import string
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import jieba
 from rouge import Rouge
 
-from longloom.evals.matching import string_match
+from longloom.evals.matching import WITHOUT_PUNCTUATION, bag_f1, normalize_answer, string_match
 
 jieba.setLogLevel(logging.ERROR)  # it tells on stderr about its dictionary otherwise
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 # The official list of punctuation in Chinese texts, as ranges of code points; a few neighbours are not on it.
 _CHINESE_PUNCTUATION = (
@@ -44,22 +40,7 @@ _CHINESE_PUNCTUATION = (
     *range(0xFF3B, 0xFF41),
     *range(0xFF5B, 0xFF65),
 )
-_WITHOUT_CHINESE_PUNCTUATION = {**_WITHOUT_PUNCTUATION, **dict.fromkeys(_CHINESE_PUNCTUATION)}
-
-
-def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation and English articles, single spaces (SQuAD's normalization)."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
-
-
-def bag_f1(prediction: Sequence[str], answer: Sequence[str]) -> float:
-    """F1 over two bags of tokens; 0 if they share none."""
-    common = (Counter(prediction) & Counter(answer)).total()
-    if common == 0:
-        return 0.0
-    precision = common / len(prediction)
-    recall = common / len(answer)
-    return 2 * precision * recall / (precision + recall)
+_WITHOUT_CHINESE_PUNCTUATION = {**WITHOUT_PUNCTUATION, **dict.fromkeys(_CHINESE_PUNCTUATION)}
 
 
 def qa_f1(prediction: str, answer: str) -> float:
@@ -157,17 +138,6 @@ METRICS: dict[str, Metric] = {
 def first_line(prediction: str) -> str:
     """The first line that is not empty: all that few-shot tasks are judged by."""
     return prediction.lstrip("\n").split("\n")[0]
-
-
-def dataset_score(scores: Sequence[float]) -> float:
-    """The score of a task, 0-100 with two decimals, as the official scorer rounds it.
-
-    Raises:
-        ValueError: no samples.
-    """
-    if not scores:
-        raise ValueError("no samples to score, expected at least one")
-    return round(100 * sum(scores) / len(scores), 2)
 
 
 def _share_of_numbers(prediction: str, number: str) -> float:

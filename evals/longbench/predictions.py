@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from longloom.evals.jsonl import STRINGS, STRINGS_OR_NULL, TEXT, check_fields
-from longloom.evals.longbench.metrics import METRICS, dataset_score, first_line
+from longloom.evals.longbench.metrics import METRICS, first_line
 from longloom.evals.longbench.tasks import TASKS
+from longloom.evals.matching import dataset_score
 from longloom.evals.suite import unknown_task
 
 # `length` is only read for LongBench-E, officially too.

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from longloom.evals.jsonl import task_files
-from longloom.evals.longbench.metrics import METRICS, dataset_score, first_line
+from longloom.evals.longbench.metrics import METRICS, first_line
 from longloom.evals.longbench.prompts import is_official, packaged_prompt
 from longloom.evals.longbench.records import config_file, read_config, read_task
 from longloom.evals.longbench.tasks import NEWLINE_STOPS, TASKS, Task
+from longloom.evals.matching import dataset_score
 from longloom.evals.protocol import Request
 from longloom.evals.suite import Parts, Source, Suite, make_record, unknown_task
 

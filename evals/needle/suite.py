@@ -10,8 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from longloom.evals.longbench.metrics import dataset_score
-from longloom.evals.matching import string_match
+from longloom.evals.matching import dataset_score, string_match
 from longloom.evals.needle.haystack import STYLES, Stream, insert
 from longloom.evals.protocol import Request, render
 from longloom.evals.suite import Parts, Source, Suite, make_record, unknown_task

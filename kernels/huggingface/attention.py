@@ -54,9 +54,9 @@ def attention_function(model: PreTrainedModel, function: AttentionFunction) -> I
             raise _unsupported(model, "it does not dispatch its attention through transformers' AttentionInterface")
         yield
     finally:
-        decoder.set_attn_implementation(previous)
         for layer in layers:
             _FUNCTIONS.pop(layer, None)
+        decoder.set_attn_implementation(previous)
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def _dispatch(
     return _FUNCTIONS[module](module, query, key, value, attention_mask, **kwargs)
 
 
-def _left_padding(*, q_length: int, kv_length: int, attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
+def _left_padding(*, kv_length: int, attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
     """What transformers calls under NAME once a forward pass: the mask [B, N] as left padding [B], None where none."""
     if attention_mask is None:
         return None
@@ -165,7 +165,7 @@ def _rope(model: PreTrainedModel) -> Rope:
 
 @torch.no_grad()
 def _check(model: PreTrainedModel, rope: Rope) -> None:
-    """Prove on a few tokens that each layer attends to rotated, un-rotated vectors and to nothing else.
+    """Show on a few tokens that rotating by `rope` is all that stands between un-rotated vectors and attention.
 
     Every layer's attention is made to answer zeros, so that layers receive the same input with and without the model's
     own rotation, and `rope` must turn the one into the other.

@@ -160,7 +160,8 @@ def _feed(model: PreTrainedModel, cache: PolicyCache, ids: Tensor, mask: Tensor 
             use_cache=True,
             logits_to_keep=1,
         ).logits
-    return logits[:, -1]
+    last: Tensor = logits[:, -1]
+    return last
 
 
 def _check_ids(model: PreTrainedModel, ids: Sequence[int], what: str) -> None:

@@ -72,8 +72,10 @@ def build(
     if not rows:
         first = f" ({bad.skipped} bad records were skipped, the first: {bad.examples[0]})" if bad.skipped else ""
         raise ValueError(f"{', '.join(sources)}: no documents found{first}")
-    again = BadRecords("skip")
-    places = lambda: ((document.id, document.place) for document in documents(again))  # noqa: E731
+
+    def places() -> Iterator[tuple[str, str]]:
+        return ((document.id, document.place) for document in documents(BadRecords("skip")))
+
     kept = without_duplicates(out, NAME, bad=bad, places=places)
     if kept is not None:
         rows, characters = write(kept)
@@ -114,7 +116,7 @@ def resolve(sources: list[str]) -> tuple[list[Path], list[str]]:
     files = [item.path for item in found.items if not isinstance(item, str)]
     hubs = [item for item in found.items if isinstance(item, str)]
     names = "\n".join(item if isinstance(item, str) else item.name for item in found.items)
-    identities = [f"names:{hashlib.sha256(names.encode('utf-8', 'surrogateescape')).hexdigest()}"]
+    identities = [f"names:{hashlib.sha256(names.encode()).hexdigest()}"]
     if hubs:
         from longloom.tasks.corpus.hub import pin  # imports datasets: only when a hub data set is read
 

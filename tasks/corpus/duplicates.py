@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,55 +32,60 @@ def without_duplicates(
         places: streams (id, place) of all rows again, to name both places of a repeated id in the error.
 
     Returns:
-        None when nothing is repeated. Else the rows to keep; the table's files are moved out of the way when the
-        first of them is asked for, and deleted after the last.
+        None when nothing is repeated. Else the rows to keep: the table's files have been moved out of the way, so
+        that it can be written anew, and are deleted after the last row.
 
     Raises:
         ValueError: an id is repeated and the policy is `stop`.
     """
-    repeated = _repeated_rows(out, name)
-    if not repeated:
+    rows, ids = _repeated_rows(out, name)
+    if not len(rows):
         return None
     if bad.policy == "stop":
-        identifier = repeated[0][1]
-        first, second, *_ = [place for other, place in places() if other == identifier]
-        bad.report(second, f"found the id {identifier!r}, which {first} has; expected unique ids")
-    for _, identifier in repeated:
+        first, second = itertools.islice((place for identifier, place in places() if identifier == ids[0]), 2)
+        bad.report(second, f"found the id {ids[0]!r}, which {first} has; expected unique ids")
+    for identifier in ids:
         bad.report(f"id {identifier}", "repeats the id of an earlier record")
-    return _kept(out, name, np.array([row for row, _ in repeated], dtype=np.int64))
-
-
-def _kept(out: Path, name: str, dropped: np.ndarray) -> Iterator[pa.Table]:
+    bad.skipped += len(rows) - len(ids)
     scratch = out / SCRATCH
     scratch.mkdir()
-    moved = [file.rename(scratch / file.name) for file in files_of(out, name)]
+    files = [file.rename(scratch / file.name) for file in files_of(out, name)]
+    return _kept(files, rows)
+
+
+def _kept(files: list[Path], dropped: np.ndarray) -> Iterator[pa.Table]:
+    """The rows of some files without those of the sorted numbers `dropped`."""
     start = 0
-    for file in moved:
+    for file in files:
         with pq.ParquetFile(file) as reader:
             for batch in reader.iter_batches(batch_size=1024):
-                rows = np.arange(start, start + batch.num_rows)
-                yield pa.Table.from_batches([batch]).filter(pa.array(~np.isin(rows, dropped, assume_unique=True)))
+                keep = np.ones(batch.num_rows, dtype=bool)
+                low, high = np.searchsorted(dropped, [start, start + batch.num_rows])
+                keep[dropped[low:high] - start] = False
+                yield pa.Table.from_batches([batch]).filter(pa.array(keep))
                 start += batch.num_rows
-    shutil.rmtree(scratch)
+    shutil.rmtree(files[0].parent)
 
 
-def _repeated_rows(out: Path, name: str) -> list[tuple[int, str]]:
-    """(row of the table from 0, id) of every row whose id an earlier row has, in order."""
+def _repeated_rows(out: Path, name: str) -> tuple[np.ndarray, list[str]]:
+    """The rows (counted from 0, in order) whose id an earlier row has, and the ids of the first few of them."""
     scratch = out / SCRATCH
     with connect(memory_limit_gib=MEMORY_GIB, threads=1, temp_directory=scratch) as database:
         database.register("ids", _numbered(out, name))
         database.execute("CREATE TABLE again AS SELECT id FROM ids GROUP BY id HAVING count(*) > 1")
         database.unregister("ids")
         database.register("ids", _numbered(out, name))
-        rows = database.execute(
+        database.execute(
             """
+            CREATE TABLE repeated AS
             SELECT row, id FROM ids SEMI JOIN again USING (id)
             QUALIFY row_number() OVER (PARTITION BY id ORDER BY row) > 1
-            ORDER BY row
             """
-        ).fetchall()
+        )
+        rows = database.execute("SELECT row FROM repeated ORDER BY row").fetchnumpy()["row"]
+        ids = database.execute("SELECT id FROM repeated ORDER BY row LIMIT 5").fetchall()
     shutil.rmtree(scratch, ignore_errors=True)
-    return rows
+    return rows, [identifier for (identifier,) in ids]
 
 
 def _numbered(out: Path, name: str) -> pa.RecordBatchReader:

@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import io
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -98,7 +99,7 @@ def _find(source: str, suffixes: tuple[str, ...], ignored: Counter[str]) -> list
     path = Path(source).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
-    source_name = Path(os.path.abspath(path)).name
+    source_name = _printable(Path(os.path.abspath(path)).name)
     if path.is_file():
         suffix = format_suffix(path)
         if suffix not in suffixes:
@@ -109,7 +110,7 @@ def _find(source: str, suffixes: tuple[str, ...], ignored: Counter[str]) -> list
     for file in _walk(path):
         suffix = format_suffix(file)
         if suffix in suffixes:
-            name = f"{source_name}/{file.relative_to(path).as_posix()}"
+            name = f"{source_name}/{_printable(file.relative_to(path).as_posix())}"
             files.append(SourceFile(file, name, source_name, suffix))
         else:
             unknown[suffix or "(no suffix)"] += 1
@@ -139,6 +140,11 @@ def format_suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
+def _printable(name: str) -> str:
+    """A file's name as text that UTF-8 can hold; Linux allows any bytes in it."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def _known(suffixes: tuple[str, ...]) -> str:
     plain = [suffix for suffix in suffixes if suffix not in CODE]
     code = " or source code" if set(CODE) <= set(suffixes) else ""
@@ -164,5 +170,5 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
         else:
             with pa.input_stream(str(path), compression="zstd") as stream:
                 yield io.BufferedReader(stream)  # type: ignore[arg-type, misc]
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: the {compression} data cannot be read ({error})") from None

@@ -43,10 +43,8 @@ def to_messages(value: dict[str, object]) -> tuple[str, list[Message]]:
         raise FaultError(f"found {describe(value)}, expected the fields of one of the known formats: {known}")
     messages = [*_preamble(value), *_FORMATS[name][1](value)]
     if not any(message["role"] == "assistant" and message["content"] for message in messages):
-        roles = (
-            ", ".join(message["role"] + ("" if message["content"] else " (empty)") for message in messages) or "none"
-        )
-        raise FaultError(f"found the turns {roles}, expected an assistant turn with content")
+        roles = [message["role"] + ("" if message["content"] else " (empty)") for message in messages]
+        raise FaultError(f"found the turns {', '.join(roles) or 'none'}, expected an assistant turn with content")
     return name, messages
 
 
@@ -67,7 +65,7 @@ def _chat(turns: object, field: str, role_key: str, content_key: str) -> list[Me
     for index, turn in enumerate(turns):
         where = f"{field}[{index}]"
         if not isinstance(turn, dict) or role_key not in turn or content_key not in turn:
-            raise FaultError(f"found {describe(turn)} in {where}, expected an object with {role_key} and {content_key}")
+            raise FaultError(f"found {describe(turn)} in {where}, expected the fields {role_key} and {content_key}")
         role = turn[role_key]
         if not isinstance(role, str) or role not in ROLES:
             raise FaultError(f"found the role {role!r} in {where}, expected one of {', '.join(ROLES)}")
@@ -80,13 +78,10 @@ def _text(content: object, where: str) -> str:
     if isinstance(content, list):
         texts = []
         for part in content:
-            text = (
-                part.get("text", part.get("value")) if isinstance(part, dict) and part.get("type") == "text" else None
-            )
+            is_text = isinstance(part, dict) and part.get("type") == "text"
+            text = part.get("text", part.get("value")) if is_text else None
             if not isinstance(text, str):
-                raise FaultError(
-                    f"found {describe(part)} among the parts of {where}, expected parts of type text alone"
-                )
+                raise FaultError(f"found {describe(part)} in a part of {where}, expected parts of type text alone")
             texts.append(text)
         content = "".join(texts)
     if not isinstance(content, str):

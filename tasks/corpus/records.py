@@ -126,27 +126,29 @@ def parquet_rows(file: SourceFile, columns: tuple[str, ...], bad: BadRecords) ->
         file: the file.
         columns: the columns to read; those that it lacks are left out, and none of them at all is an error.
         bad: gets the rows whose strings are not UTF-8.
+
+    Raises:
+        ValueError: the file is damaged, or has none of the columns.
     """
     try:
-        reader = pq.ParquetFile(file.path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file.path}: is not a Parquet file ({error})") from None
-    with reader:
-        present = [column for column in columns if column in reader.schema_arrow.names]
-        if not present:
-            known = ", ".join(reader.schema_arrow.names)
-            raise ValueError(f"{file.path}: has none of the columns {', '.join(columns)}, only {known}")
-        number = 0
-        for batch in reader.iter_batches(batch_size=PARQUET_BATCH, columns=present):
-            for index in range(batch.num_rows):
-                number += 1
-                try:
-                    value = {column: batch.column(column)[index].as_py() for column in present}
-                except UnicodeDecodeError as error:
-                    fault = f"found byte 0x{error.object[error.start]:02x} in a string, expected UTF-8"
-                    bad.report(f"{file.path}, row {number}", fault, name=f"{file.name}:{number}")
-                else:
-                    yield Record(value, number, file, "row")
+        with pq.ParquetFile(file.path) as reader:
+            present = [column for column in columns if column in reader.schema_arrow.names]
+            if not present:
+                known = ", ".join(reader.schema_arrow.names)
+                raise ValueError(f"{file.path}: has none of the columns {', '.join(columns)}, only {known}")
+            number = 0
+            for batch in reader.iter_batches(batch_size=PARQUET_BATCH, columns=present):
+                for index in range(batch.num_rows):
+                    number += 1
+                    try:
+                        value = {column: batch.column(column)[index].as_py() for column in present}
+                    except UnicodeDecodeError as error:
+                        fault = f"found byte 0x{error.object[error.start]:02x} in a string, expected UTF-8"
+                        bad.report(f"{file.path}, row {number}", fault, name=f"{file.name}:{number}")
+                    else:
+                        yield Record(value, number, file, "row")
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file.path}: cannot be read as Parquet ({error})") from None
 
 
 def describe(value: object) -> str:

@@ -68,7 +68,7 @@ def build(corpus: Path, out: Path, *, vocab_size: int, progress: Progress = sile
         show_progress=False,
     )
     tokenizer.train_from_iterator(_texts(corpus, progress), trainer=trainer)
-    wrapped = PreTrainedTokenizerFast(
+    wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token=END,
         eos_token=END,

@@ -129,7 +129,9 @@ def _check_ends(folder: Path, layout: Layout) -> None:
         inside = offset % layout.dtype.itemsize == 0 and offset < tokens.nbytes
         if not inside or tokens[offset // layout.dtype.itemsize] != separator(layout.token_dtype):
             raise ValueError(f"{folder / OFFSETS}: no document begins at byte {offset} of {TOKENS}")
-    if int(offsets[0]) or int(lines[0]) or int(lines[-1]) >= (folder / METADATA).stat().st_size:
+    if int(offsets[0]):
+        raise ValueError(f"{folder / OFFSETS}: the first document begins at byte {offsets[0]}, expected 0")
+    if int(lines[0]) or int(lines[-1]) >= (folder / METADATA).stat().st_size:
         raise ValueError(f"{folder / METADATA_OFFSETS}: does not belong to {METADATA}")
 
 
@@ -142,9 +144,7 @@ def plain_path(folder: Path) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="longloom-") as parent:
         link = Path(parent) / "index"
-        if not re.fullmatch(r"[\w./-]+", str(link)) or re.search(
-            "tokenized|table|offset|metadata|metaoff|unigram", str(link)
-        ):
+        if re.search(r"[^\w./-]|tokenized|table|offset|metadata|metaoff|unigram", str(link)):
             raise ValueError(f"{parent}: infini-gram cannot work below this path; set TMPDIR to one of plain letters")
         link.symlink_to(folder.absolute(), target_is_directory=True)
         yield link

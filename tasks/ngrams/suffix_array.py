@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from longloom.tasks.ngrams.layout import TABLE, TOKEN_TYPES, TOKENS, plain_path, pointer_width
+from longloom.tasks.ngrams.layout import OFFSETS, TABLE, TOKEN_TYPES, TOKENS, plain_path, pointer_width
 
 #: Below this many bytes the package is not trusted; no part of it is made smaller either.
 SMALL = 2**20
@@ -51,7 +51,7 @@ def build_table(folder: Path, *, token_dtype: str, threads: int, memory_gib: flo
     """
     tokens = np.memmap(folder / TOKENS, dtype=TOKEN_TYPES[token_dtype], mode="r")
     if tokens.nbytes < SMALL or token_dtype == "u32":
-        _require(len(tokens) * SORT_BYTES, memory_gib, f"sorting {len(tokens)} {token_dtype} tokens")
+        _require(len(tokens) * SORT_BYTES, memory_gib, f"{len(tokens)} tokens")
         write_table(suffix_array(tokens), tokens, folder / TABLE)
         return
     scratch = folder / SCRATCH
@@ -61,9 +61,7 @@ def build_table(folder: Path, *, token_dtype: str, threads: int, memory_gib: flo
     if not is_suffix_array(tokens, folder / TABLE, scratch):
         (folder / TABLE).unlink()
         need = tokens.nbytes * PACKAGE_BYTES[token_dtype]
-        _require(
-            need, memory_gib, f"the corpus repeats more than 100,000 bytes; sorting its {len(tokens)} tokens at once"
-        )
+        _require(need, memory_gib, f"{len(tokens)} tokens in one part: a passage of over 100,000 bytes is repeated")
         run_package(folder, token_dtype=token_dtype, jobs=1, memory_gib=need // 2**30 + 1)
         if not is_suffix_array(tokens, folder / TABLE, scratch):
             raise RuntimeError(f"infini_gram.indexing wrote a table for {len(tokens)} tokens that is not in order")
@@ -72,7 +70,7 @@ def build_table(folder: Path, *, token_dtype: str, threads: int, memory_gib: flo
 
 def _require(need: int, memory_gib: float, what: str) -> None:
     if need > memory_gib * 2**30:
-        raise ValueError(f"memory_gib is {memory_gib}, expected at least {need / 2**30:.2f} for {what}")
+        raise ValueError(f"memory_gib is {memory_gib}, expected at least {need / 2**30:.2f} to sort {what}")
 
 
 def suffix_array(tokens: np.ndarray) -> np.ndarray:
@@ -165,9 +163,12 @@ def is_suffix_array(tokens: np.ndarray, path: Path, scratch: Path) -> bool:
 def run_package(folder: Path, *, token_dtype: str, jobs: int, memory_gib: int) -> None:
     """Lets infini-gram's builder write `table.0` beside `tokenized.0`, with its parts in the sub-folder `build`.
 
+    It leaves `tokenized.0` alone only where `offset.0` lies beside it.
+
     Raises:
         RuntimeError: it failed.
     """
+    assert (folder / OFFSETS).is_file(), folder
     files = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])  # its own default is above most systems' limit
     with plain_path(folder) as link:
         command = [sys.executable, "-m", "infini_gram.indexing", "--token_dtype", token_dtype]

@@ -22,11 +22,12 @@ SCORES = {
     **dict.fromkeys(("samples", "failed", "truncated"), pa.int64()),
 }
 SAMPLES = {
-    **dict.fromkeys(("suite", "task", "policy", "prediction"), pa.string()),
-    "references": None,
+    **dict.fromkeys(("suite", "task", "metric", "policy", "prediction"), pa.string()),
+    "sample": pa.int64(),
+    "references": pa.list_(pa.string()),
     "score": pa.float64(),
 }
-SAMPLES_OPTIONAL = {"id": pa.string(), "metric": pa.string(), "length": pa.int64(), "depth": pa.float64()}
+PLACES = {"length": pa.int64(), "depth": pa.float64()}
 COST = {
     **dict.fromkeys(("suite", "task", "policy"), pa.string()),
     "seconds": pa.float64(),
@@ -46,7 +47,7 @@ class Evaluations:
     Attributes:
         scores: one dict per model, policy, suite, task and metric; goes into report.json.
         grids: needle results by length and depth; goes into report.json.
-        answers: (suite, task) -> sample id -> {"references": [...], "answers": [{model, policy, prediction, score}]}.
+        answers: (suite, task) -> sample -> {"references": [...], "answers": [{model, policy, prediction, score}]}.
         costs: rows of cost.parquet with their model; volatile, so for the page alone.
     """
 
@@ -71,7 +72,7 @@ def read_evaluations(folders: Mapping[str, Path]) -> Evaluations:
     for label, folder in folders.items():
         model = [*label.split("/"), "model"][1]
         scores = read_table(folder / "scores.parquet", SCORES).to_pylist()
-        samples = read_table(folder / "samples.parquet", SAMPLES, optional=SAMPLES_OPTIONAL).to_pylist()
+        samples = read_table(folder / "samples.parquet", SAMPLES, optional=PLACES).to_pylist()
         for score in scores:
             key = (model, *(score[name] for name in ("policy", "suite", "task", "metric")))
             if owner.setdefault(key, label) != label:
@@ -84,77 +85,65 @@ def read_evaluations(folders: Mapping[str, Path]) -> Evaluations:
 
 
 def _add_samples(found: Evaluations, model: str, scores: list[Numbers], samples: list[Numbers]) -> None:
-    groups: dict[tuple[str, str, str], list[Numbers]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[Numbers]] = defaultdict(list)
     for sample in samples:
-        groups[sample["policy"], sample["suite"], sample["task"]].append(sample)
+        groups[tuple(sample[name] for name in ("policy", "suite", "task", "metric"))].append(sample)
     for score in scores:
-        group = groups.get((score["policy"], score["suite"], score["task"]), [])
-        own = [sample for sample in group if sample.get("metric") in (None, score["metric"])]
-        found.scores.append({"model": model, **_score(score, own)})
-    for (policy, suite, task), group in groups.items():
-        placed = [sample for sample in group if sample.get("length") is not None and sample.get("depth") is not None]
+        policy, suite, task = (score[name] for name in ("policy", "suite", "task"))
+        group = groups[policy, suite, task, score["metric"]]
+        rated = [sample for sample in group if sample["score"] is not None]
+        values = np.array([sample["score"] for sample in rated], dtype=np.float64)
+        factor = _factor(score["score"], values)
+        row: Numbers = {"model": model, **score, "score": _finite(score["score"]), "low": None, "high": None}
+        row["sample_scores"] = {}
+        if factor is not None:
+            row["low"], row["high"] = mean_interval(values * factor) or (None, None)
+            row["sample_scores"] = {_name(sample): sample["score"] * factor for sample in rated}
+        found.scores.append(row)
+        placed = [sample for sample in rated if sample.get("length") is not None and sample.get("depth") is not None]
         if placed:
-            found.grids.append({"model": model, "policy": policy, "suite": suite, "task": task, **_grid(placed)})
-        shown = found.answers.setdefault((suite, task), {})
-        for name, sample in zip(_names(group), group, strict=True):
-            if name not in shown and len(shown) >= SHOWN_SAMPLES:
-                continue
-            references = sample["references"]
+            name = {"model": model, "policy": policy, "suite": suite, "task": task}
+            found.grids.append({**name, **_grid(placed, factor or 1.0)})
+        _add_answers(found.answers.setdefault((suite, task), {}), model, policy, group)
+
+
+def _add_answers(shown: dict[str, Numbers], model: str, policy: str, samples: list[Numbers]) -> None:
+    """Adds this model's answers to the first samples of a task, which all models share."""
+    for sample in samples:
+        name = _name(sample)
+        if name in shown or len(shown) < SHOWN_SAMPLES:
             entry = shown.setdefault(
-                name, {"references": references if isinstance(references, list) else [references], "answers": []}
+                name, {"sample": sample["sample"], "references": sample["references"], "answers": []}
             )
-            answer = {"model": model, "policy": policy, "prediction": sample["prediction"], "score": sample["score"]}
-            entry["answers"].append(answer)
+            answer = {"prediction": sample["prediction"], "score": sample["score"]}
+            entry["answers"].append({"model": model, "policy": policy, **answer})
 
 
-def _score(score: Numbers, samples: list[Numbers]) -> Numbers:
-    """A row of scores.parquet with its interval and the samples' scores on the row's own scale.
-
-    Samples and score must tell the same: where the score is not the mean of its samples (plainly, or in per cent as
-    LongBench reports it), as for a metric over the whole corpus, there is no interval.
-    """
-    names = _names(samples)
-    rated = [
-        (name, sample["score"]) for name, sample in zip(names, samples, strict=True) if sample["score"] is not None
-    ]
-    values = np.array([value for _, value in rated], dtype=np.float64)
-    row: Numbers = {**score, "score": _finite(score["score"]), "low": None, "high": None, "sample_scores": {}}
-    factor = _factor(row["score"], values)
-    if factor is None:
-        return row
-    interval = mean_interval(values * factor)
-    if interval:
-        row["low"], row["high"] = interval
-    row["sample_scores"] = {name: float(value * factor) for name, value in rated}
-    return row
+def _name(sample: Numbers) -> str:
+    """A sample's name, equal in two runs if both asked the same: its number and a hash of the references."""
+    return f"{sample['sample']}-{hashlib.sha256(repr(sample['references']).encode()).hexdigest()[:8]}"
 
 
 def _factor(score: float | None, values: np.ndarray) -> float | None:
+    """What takes the samples' scores to the scale of their task's score: 1, or 100 where it is in per cent.
+
+    None where the score is not the mean of its samples, as for a metric over a whole corpus: then no interval of the
+    mean would be an interval of the score.
+    """
     if score is None or not len(values) or not np.isfinite(values).all():
         return None
     mean = float(values.mean())
-    for factor in (1.0, 100.0):
-        if math.isclose(score, factor * mean, abs_tol=0.0051 if factor > 1 else 5e-4):  # scores may be rounded
+    for factor, rounding in ((1.0, 5e-4), (100.0, 0.0051)):
+        if math.isclose(score, factor * mean, abs_tol=rounding):
             return factor
     return None
 
 
-def _names(samples: list[Numbers]) -> list[str]:
-    """Names by which samples of two runs are matched: their id, or else their position and a hash of the references."""
-    return [
-        sample["id"]
-        if sample.get("id") is not None
-        else f"{position}-{hashlib.sha256(repr(sample['references']).encode()).hexdigest()[:8]}"
-        for position, sample in enumerate(samples)
-    ]
-
-
-def _grid(samples: list[Numbers]) -> Numbers:
-    """Mean score per depth (rows) and length (columns); None where nothing was asked."""
+def _grid(samples: list[Numbers], factor: float) -> Numbers:
+    """Mean score per depth (rows) and length (columns) on the task's scale; None where nothing was asked."""
     cells: dict[tuple[float, int], list[float]] = defaultdict(list)
     for sample in samples:
-        if sample["score"] is not None:
-            cells[sample["depth"], sample["length"]].append(sample["score"])
+        cells[sample["depth"], sample["length"]].append(sample["score"] * factor)
     depths, lengths = (sorted({sample[name] for sample in samples}) for name in ("depth", "length"))
     means = [
         [float(np.mean(cells[depth, length])) if (depth, length) in cells else None for length in lengths]

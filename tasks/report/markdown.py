@@ -8,7 +8,7 @@ from typing import Any
 
 from longloom.tasks.report.formats import NOTHING, decimal, integer, percent
 from longloom.tasks.report.summary import summary
-from longloom.tasks.report.views import depth_text, evaluation_table, grid_digits, grid_name
+from longloom.tasks.report.views import evaluation_table, grid_name, grid_scale
 
 Numbers = dict[str, Any]
 
@@ -28,7 +28,7 @@ def markdown(numbers: Numbers) -> str:
         blocks += ["## Coresets by source", _sources(numbers["coreset"])]
     grids = evaluation.get("grids", [])
     for grid in grids:
-        blocks += [f"## Needle: {safe(grid_name(grid, grids))}", _grid(grid)]
+        blocks += [f"## Needle: {safe(grid_name(grid, grids))}", _grid(grid, grid_scale(grid, grids)[1])]
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
@@ -94,11 +94,10 @@ def _sources(coreset: Numbers) -> str:
     return pipe_table(header, rows)
 
 
-def _grid(grid: Numbers) -> str:
-    digits = grid_digits(grid)
+def _grid(grid: Numbers, digits: int) -> str:
     header = ["depth \\\\ length", *(integer(length) for length in grid["lengths"])]
     rows = [
-        [depth_text(depth, grid["depths"]), *(decimal(score, digits) for score in scores)]
+        [f"{depth:g}%", *(decimal(score, digits) for score in scores)]
         for depth, scores in zip(grid["depths"], grid["scores"], strict=True)
     ]
     return pipe_table(header, rows)

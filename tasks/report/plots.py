@@ -24,7 +24,6 @@ from longloom.tasks.report.figures import (
     token_axis,
 )
 from longloom.tasks.report.formats import decimal, in_bytes, integer, percent, shorten
-from longloom.tasks.report.views import depth_text, grid_digits
 
 #: Beyond this share of the scale, the text of a heat map's cell is light.
 LIGHT_TEXT = 0.7
@@ -107,17 +106,16 @@ def head_map(scores: Sequence[Sequence[float]], *, title: str) -> Markup:
     return canvas.svg
 
 
-def needle_grid(grid: Numbers, *, title: str) -> Markup:
-    """Needle scores: depth downwards, length to the right, the values written in."""
-    digits = grid_digits(grid)
+def needle_grid(grid: Numbers, *, title: str, top: float, digits: int) -> Markup:
+    """Needle scores: depth (per cent) downwards, length to the right, the values written in; `top` is full colour."""
     lengths, depths = grid["lengths"], grid["depths"]
     width, height = max(200, len(lengths) * 46 + 54), len(depths) * 28 + 74
     with drawing(width, height, label=f"Needle scores of {title} by length and depth") as canvas:
         axes = canvas.axes(left=46, right=8, top=26, bottom=48)
-        _heat(axes, grid["scores"], lambda value: decimal(value, digits), 100.0 if digits == 1 else 1.0)
+        _heat(axes, grid["scores"], lambda value: decimal(value, digits), top)
         axes.set_title(shorten(title, 14 + 6 * len(lengths)), loc="left", fontsize=13, color=INK, pad=8)
         axes.set_xlabel("length in tokens")
-        _cell_ticks(axes, [integer(length) for length in lengths], [depth_text(depth, depths) for depth in depths])
+        _cell_ticks(axes, [integer(length) for length in lengths], [f"{depth:g}%" for depth in depths])
     return canvas.svg
 
 

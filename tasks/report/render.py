@@ -16,7 +16,7 @@ from longloom.tasks.report import formats, plots
 from longloom.tasks.report.figures import INK, colours
 from longloom.tasks.report.gather import Gathered, rank
 from longloom.tasks.report.summary import summary
-from longloom.tasks.report.views import copy_table, cost_rows, evaluation_table, grid_name
+from longloom.tasks.report.views import copy_table, cost_rows, evaluation_table, grid_name, grid_scale
 
 HERE = Path(__file__).parent
 #: Characters of a prediction or a reference that are shown.
@@ -45,24 +45,20 @@ def page(gathered: Gathered) -> str:
     """The whole page for what was gathered."""
     numbers, evaluations, manifests = gathered.numbers, gathered.evaluations, gathered.manifests
     evaluation = numbers.get("evaluation", {"scores": [], "grids": []})
-    text = (
-        environment()
-        .get_template("page.html")
-        .render(
-            numbers=numbers,
-            title=numbers["title"],
-            created=max((manifest.get("created", "") for manifest in manifests.values()), default="")[:16].replace(
-                "T", " "
-            ),
-            summary=summary(numbers),
-            stages=_stages(manifests),
-            figures=_figures(numbers),
-            copying=copy_table(numbers.get("model", {}).get("copy_accuracy", [])),
-            evaluation=evaluation_table(evaluation["scores"]),
-            costs=cost_rows(evaluations.costs),
-            answers=_answers(evaluations.answers),
-            manifests=[_manifest(label, manifests) for label in sorted(manifests, key=_stage_rank)],
-        )
+    created = max((manifest.get("created", "") for manifest in manifests.values()), default="")
+    template = environment().get_template("page.html")
+    text = template.render(
+        numbers=numbers,
+        title=numbers["title"],
+        created=created[:16].replace("T", " "),  # the store writes ISO 8601 in UTC
+        summary=summary(numbers),
+        stages=_stages(manifests),
+        figures=_figures(numbers),
+        copying=copy_table(numbers.get("model", {}).get("copy_accuracy", [])),
+        evaluation=evaluation_table(evaluation["scores"]),
+        costs=cost_rows(evaluations.costs),
+        answers=_answers(evaluations.answers),
+        manifests=[_manifest(label, manifests) for label in sorted(manifests, key=_stage_rank)],
     )
     return text + "\n"
 
@@ -88,8 +84,9 @@ def _figures(numbers: Numbers) -> dict[str, Any]:
     if runs:
         found["finetune"] = plots.loss_curves(runs, colour)
     for grid in evaluation["grids"]:
-        title = grid_name(grid, evaluation["grids"])
-        found["grids"].setdefault(grid["policy"], []).append(plots.needle_grid(grid, title=title))
+        title, (top, digits) = grid_name(grid, evaluation["grids"]), grid_scale(grid, evaluation["grids"])
+        svg = plots.needle_grid(grid, title=title, top=top, digits=digits)
+        found["grids"].setdefault(grid["policy"], []).append(svg)
     return found
 
 
@@ -124,14 +121,14 @@ def _answers(answers: Mapping[tuple[str, str], Mapping[str, Numbers]]) -> list[N
             "task": task,
             "samples": [
                 {
-                    "name": name,
-                    "references": [_cut(str(reference)) for reference in sample["references"][:3]],
+                    "name": sample["sample"],
+                    "references": [_cut(reference) for reference in sample["references"][:3]],
                     "more": max(0, len(sample["references"]) - 3),
                     "answers": [
                         {**answer, "prediction": _cut(answer["prediction"] or "")} for answer in sample["answers"]
                     ],
                 }
-                for name, sample in samples.items()
+                for sample in samples.values()
             ],
         }
         for (suite, task), samples in sorted(answers.items())

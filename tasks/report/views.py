@@ -151,14 +151,10 @@ def grid_name(grid: Numbers, grids: Sequence[Numbers]) -> str:
     return " · ".join((grid["model"], grid["policy"], *((grid["task"],) if len(tasks) > 1 else ())))
 
 
-def grid_digits(grid: Numbers) -> int:
-    """Decimals in a needle grid's cells: one on a scale to 100, two on a scale to 1."""
-    return min(2, score_digits(score for row in grid["scores"] for score in row))
-
-
-def depth_text(depth: float, depths: Sequence[float]) -> str:
-    """A needle's depth in per cent, whether it was given as a share or in per cent."""
-    return f"{depth * (100 if max(depths) <= 1 else 1):.0f}%"
+def grid_scale(grid: Numbers, grids: Sequence[Numbers]) -> tuple[float, int]:
+    """The top of the scale of a suite's needle grids, 100 or 1, and the decimals of their cells."""
+    cells = (score for other in grids if other["suite"] == grid["suite"] for row in other["scores"] for score in row)
+    return (100.0, 0) if score_digits(cells) == 1 else (1.0, 2)
 
 
 def cost_rows(costs: Sequence[Numbers]) -> list[Numbers]:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -62,10 +63,9 @@ class _Loop(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
-            rates, last = self._learning_rates, len(self._learning_rates) - 1
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, lambda step: rates[min(step, last)] / self.args.learning_rate
-            )
+            rates, last, peak = self._learning_rates, len(self._learning_rates) - 1, self.args.learning_rate
+            used: Any = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(used, lambda step: rates[min(step, last)] / peak)
         return self.lr_scheduler
 
 
@@ -95,7 +95,7 @@ class _Watch(TrainerCallback):
 
 
 def train(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     make: Callable[[int], Batch],
     tokens: list[int],
     learning_rates: list[float],
@@ -172,7 +172,7 @@ def train(
     return [
         {
             "step": row["step"],
-            "tokens": tokens[row["step"]],
+            "tokens": tokens[int(row["step"])],
             "loss": row["loss"],
             "learning_rate": row["learning_rate"],
             "grad_norm": row["grad_norm"],

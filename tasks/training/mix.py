@@ -2,8 +2,8 @@
 
 Four kinds of sequence, mixed by weights that change from phase to phase (tasks/training/recipe.py):
 
-- `walks`: in-context permutation walks. 4-24 random symbols in a random cyclic order; each is followed by its successor,
-  or with probability 0.12 by a random one. Nothing but looking up what followed the last symbol before predicts the next.
+- `walks`: in-context permutation walks. 4-24 random symbols in a random cyclic order; each is followed by its
+  successor, or with probability 0.12 by a random one. Only looking up what followed the last symbol predicts the next.
 - `copies`: random tokens, then pieces of them copied back, in any order and from any distance.
 - `repeats`: text of the corpus, then pieces of it copied back.
 - `text`: text of the corpus.
@@ -86,8 +86,8 @@ def copy_back(rng: np.random.Generator, context: Ids, length: int, *, context_lo
     """`context`, then pieces of it until `length`.
 
     Returns:
-        ids [length]; mask [length], true within the pieces from their second token on (the first tells where to look), and on
-        the context too with `context_loss`.
+        ids [length]; mask [length], true within the pieces from their second token on (the first tells where to look),
+        and on the context too with `context_loss`.
     """
     ids = np.empty(length, np.int64)
     mask = np.zeros(length, bool)

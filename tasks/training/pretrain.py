@@ -111,7 +111,6 @@ def build(
     write_rows(rows, out)
     probes = measure(model, tokenizer, seed=seed)
     (out / "probes.json").write_text(json.dumps(probes, indent=1) + "\n")
-    del stream
     stream_file.unlink()
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     return Stats(

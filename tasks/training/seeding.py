@@ -1,15 +1,15 @@
 """Starts a small Llama with one previous-token head.
 
-An induction circuit needs two parts: a head that tells each token what stood before it, and a later head that looks for
-the last symbol in what the first one wrote. From random weights a model must find both before either pays, and waits millions of
-tokens for it. The first part is known in closed form under RoPE, so it is given: the second is then learned in
-about 1.5M tokens instead of more than 3M (docs/training.md has the measurement). All of it stays trainable.
+An induction circuit needs two parts: a head that tells each token what stood before it, and a later head that looks
+for the last symbol in what the first one wrote. From random weights a model must find both before either pays, and
+waits millions of tokens for it. The first part is known in closed form under RoPE, so it is given; the second is then
+learned within 1.5M tokens, without it not within 3M (docs/training.md). All of it stays trainable.
 """
 
 from __future__ import annotations
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 #: Pairs of rotary dimensions used: the fast ones, which tell neighbours apart.
 PAIRS = 4
@@ -20,8 +20,8 @@ def seed_previous_token_head(model: LlamaForCausalLM, *, seed: int, sharpness: f
     """Makes query head 0 of the first layer attend to the previous token.
 
     All embeddings get one common direction u (under tied weights it shifts every logit alike, so predictions do not
-    change). The head's query and key read u only: key k0 = 1 on the fastest rotary pairs, query q0 = R(-1) k0. With RoPE the
-    logit of (i, j) is |u.x|^2 * sum_f cos((i - 1 - j) theta_f), which is largest where j = i - 1.
+    change). The head's query and key read u only: key k0 = 1 on the fastest rotary pairs, query q0 = R(-1) k0. With
+    RoPE the logit of (i, j) is |u.x|^2 * sum_f cos((i - 1 - j) theta_f), which is largest where j = i - 1.
 
     Args:
         model: freshly initialised, tied embeddings.
@@ -29,17 +29,20 @@ def seed_previous_token_head(model: LlamaForCausalLM, *, seed: int, sharpness: f
         sharpness: scale of the two projections; 1 gives the previous token all of the weight at the usual width.
     """
     config = model.config
+    assert isinstance(config, LlamaConfig)
+    assert config.head_dim is not None
+    assert config.rope_parameters is not None
     size = config.head_dim
     half = size // 2
     generator = torch.Generator().manual_seed(seed)
     direction = torch.randn(config.hidden_size, generator=generator)
     direction /= direction.norm()
 
-    embeddings = model.get_input_embeddings().weight  # [V, d]
+    embeddings = model.model.embed_tokens.weight  # [V, d]
     embeddings -= torch.outer(embeddings @ direction, direction)
     embeddings += direction * embeddings.norm(dim=1).mean()
 
-    theta = config.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)
+    theta = float(config.rope_parameters["rope_theta"]) ** (-torch.arange(half) / half)
     key = torch.zeros(size)
     key[:PAIRS] = 1.0
     query = torch.zeros(size)

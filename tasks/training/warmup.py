@@ -1,7 +1,7 @@
 """TAGCOS's warm-up (arXiv 2407.15235, section 3.1): LoRA on a random sample, keeping what the gradient features need.
 
-Each checkpoint holds the adapter, Adam's moments by parameter name, and the mean learning rate since the checkpoint before,
-which later weighs its gradients.
+Each checkpoint holds the adapter, Adam's moments by parameter name, and the mean learning rate since the checkpoint
+before, which later weighs its gradients.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def build(
         model: a model folder or a hub name.
         instructions: an instructions artifact.
         out: the artifact's folder.
-        share: of the examples, drawn at random; at least one batch for each checkpoint is taken where there are so many.
+        share: of the examples, drawn at random; at least one batch a checkpoint, where there are so many.
         checkpoints: kept at equal distances, the last one at the end.
         epochs: passes over the sample.
         batch: examples a step.
@@ -88,7 +88,7 @@ def build(
     torch.manual_seed(seed)
     adapted = with_lora(network, rank=rank, alpha=alpha, dropout=dropout)
     rows = train(
-        adapted,  # type: ignore[arg-type]
+        adapted,
         make,
         [0, *itertools.accumulate(sum(len(examples[row][0]) for row in rows) for rows in batches)],
         rates,
@@ -110,7 +110,7 @@ def build(
 
 
 def _save(model: PeftModel, optimizer: Any, folder: Path, *, step: int, mean_learning_rate: float) -> None:
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = ""  # a place on this machine
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")

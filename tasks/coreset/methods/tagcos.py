@@ -13,7 +13,7 @@ weight 0, only when the budget exceeds all others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from longloom.tasks.coreset.budgets import floors, largest_remainder
 from longloom.tasks.coreset.clusters import cluster
-from longloom.tasks.coreset.pursuit import pursue, released
+from longloom.tasks.coreset.pursuit import Picks, pursue, released
 from longloom.tasks.coreset.registry import Selection
 from longloom.tasks.progress import Progress, silent
 
@@ -65,15 +65,7 @@ class Tagcos:
             )
         found = cluster(features[alive], clusters=self.clusters, seed=int(rng.integers(2**31)))
         sizes = np.bincount(found.labels, minlength=len(found.centroids))
-        if self.mode == "released":
-            quotas = floors(sizes, budget, len(features), self.share)
-            if not quotas.any():
-                raise ValueError(
-                    f"tagcos, mode released: {budget} of {len(features)} examples leave none of {len(sizes)} clusters "
-                    f"a budget (the largest has {sizes.max()} examples), expected fewer clusters or mode default"
-                )
-        else:
-            quotas = largest_remainder(sizes, min(budget, len(alive)))
+        quotas = self._quotas(sizes, budget, len(features))
         indices: list[np.ndarray] = []
         weights: list[np.ndarray] = []
         filled = done = 0
@@ -82,31 +74,22 @@ class Tagcos:
             for number, quota in enumerate(quotas.tolist()):
                 members = alive[found.labels == number]
                 if quota:
-                    rows, centroid = features[members].astype(np.float64), found.centroids[number]
-                    if self.mode == "released":
-                        picked = released(rows, centroid, quota)
-                        indices.append(members[picked])
-                        weights.append(np.ones(len(picked)))
-                    else:
-                        picks = pursue(rows, centroid, quota)
-                        indices.append(members[picks.indices])
-                        weights.append(picks.weights * (len(members) / picks.weights.sum()))
-                        filled += picks.filled
+                    picks = self._picks(features[members].astype(np.float64), found.centroids[number], quota)
+                    indices.append(members[picks.indices])
+                    weights.append(picks.weights)
+                    filled += picks.filled
                 done += len(members)
                 progress(done, len(alive))
         chosen, weight = np.concatenate(indices), np.concatenate(weights)
         if len(chosen) == 0:
             raise ValueError(
-                "tagcos, mode released: the pursuit picked nothing, expected clusters whose mean is not zero"
+                "tagcos, mode released: the pursuit picked nothing, expected a cluster whose mean is not zero"
             )
         weight *= len(weight) / weight.sum()
         notes = list(found.notes)
-        if self.mode == "released":
-            if len(chosen) < budget:
-                notes.append(
-                    f"mode released picked {len(chosen)} of {budget}: budgets are rounded down and never filled"
-                )
-        elif budget > len(alive):
+        if self.mode == "released" and len(chosen) < budget:
+            notes.append(f"mode released picked {len(chosen)} of {budget}: budgets are rounded down and never filled")
+        if self.mode == "default" and budget > len(alive):
             zeros = np.setdiff1d(np.arange(len(features)), alive)[: budget - len(alive)]
             chosen, weight = np.concatenate([chosen, zeros]), np.concatenate([weight, np.zeros(len(zeros))])
             notes.append(f"{len(zeros)} of {budget} picks have zero gradients: only {len(alive)} examples have others")
@@ -114,3 +97,23 @@ class Tagcos:
         labels[alive] = found.labels
         counts = {"clusters": int((sizes > 0).sum()), "without_gradient": len(features) - len(alive), "filled": filled}
         return Selection(chosen.astype(np.int64), weight, labels, counts, notes)
+
+    def _quotas(self, sizes: np.ndarray, budget: int, examples: int) -> np.ndarray:
+        """Each cluster's budget, int64 [k]."""
+        if self.mode == "default":
+            return largest_remainder(sizes, min(budget, int(sizes.sum())))
+        quotas = floors(sizes, budget, examples, self.share)
+        if not quotas.any():
+            raise ValueError(
+                f"tagcos, mode released: {budget} of {examples} examples leave none of {len(sizes)} clusters a budget "
+                f"(the largest has {sizes.max()} examples), expected fewer clusters or mode default"
+            )
+        return quotas
+
+    def _picks(self, rows: np.ndarray, centroid: np.ndarray, quota: int) -> Picks:
+        """What one cluster gives, with the weights that it has before they are scaled over all."""
+        if self.mode == "released":
+            indices = released(rows, centroid, quota)
+            return Picks(indices, np.ones(len(indices)), 0)
+        picks = pursue(rows, centroid, quota)
+        return replace(picks, weights=picks.weights * (len(rows) / picks.weights.sum()))

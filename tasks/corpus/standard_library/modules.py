@@ -22,7 +22,9 @@ ROWS_PER_SHARD = 512
 SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("text", pa.string())])
 
 _OTHER_FOLDERS = {"site-packages", "dist-packages", "__pycache__"}
-_WRITTEN_BY_THE_BUILD = "_sysconfigdata"  # such a module holds the paths of the machine that built this Python
+# Folders and modules that the build of this Python wrote: they hold the paths of its machine.
+_BUILD = ("config-", "_sysconfigdata")
+_ROWS_PER_WRITE = 64
 
 
 def library_root() -> Path:
@@ -42,13 +44,9 @@ def module_ids(root: Path | None = None) -> list[str]:
     root = root or library_root()
     found = []
     for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if name not in _OTHER_FOLDERS]
+        folders[:] = [name for name in folders if name not in _OTHER_FOLDERS and not name.startswith(_BUILD)]
         below = Path(folder).relative_to(root)
-        found += [
-            (below / name).as_posix()
-            for name in files
-            if name.endswith(".py") and not name.startswith(_WRITTEN_BY_THE_BUILD)
-        ]
+        found += [(below / name).as_posix() for name in files if name.endswith(".py") and not name.startswith(_BUILD)]
     if not found:
         raise ValueError(f"the standard library in {root} holds no source: found 0 .py files, expected hundreds")
     return sorted(found)
@@ -93,14 +91,18 @@ def build_documents(out: Path, *, held_out: bool, progress: Progress = silent, r
     """
     ids = split(root)[held_out]
     documents = characters = 0
+    rows: list[dict[str, object]] = []
     with ShardWriter(out, "documents", SCHEMA, rows_per_shard=ROWS_PER_SHARD) as writer:
         for done, module_id in enumerate(ids, 1):
             text = read_module(module_id, root)
             if text and not text.isspace():
                 source = module_id.split("/")[0].removesuffix(".py")
-                writer.write([{"id": module_id, "source": source, "text": text}])
+                rows.append({"id": module_id, "source": source, "text": text})
                 documents += 1
                 characters += len(text)
+            if len(rows) == _ROWS_PER_WRITE or done == len(ids):
+                writer.write(rows)
+                rows = []
             progress(done, len(ids))
     return Stats(
         counts={"documents": documents, "characters": characters},

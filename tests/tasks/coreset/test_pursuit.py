@@ -126,6 +126,16 @@ def test_the_ridge_ends_a_pursuit_early_and_a_round_goes_on() -> None:
     assert released(rows, target, 3) == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("rest", "picked"), [(2e-4, 2), (5e-5, 1)])
+def test_a_residual_below_the_tolerance_ends_it(rest: float, picked: int) -> None:
+    assert len(omp(np.eye(2), np.array([1.0, rest]), 2)[0]) == picked
+
+
+def test_rows_of_zeros_are_never_chosen() -> None:
+    chosen, weights = omp(np.array([[-1.0, 0], [0, 0]]), np.array([1.0, 0]), 2)
+    assert (chosen, weights.tolist()) == ([], [])
+
+
 def test_negative_weights_are_dropped() -> None:
     rng = np.random.default_rng(0)
     dropped = 0

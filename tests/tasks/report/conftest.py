@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ def _evaluation(out: Path, policy: str, level: float, rng: np.random.Generator) 
             score = float(rng.random() < level) if metric == "retrieval_score" else float(rng.beta(level * 6, 3))
             samples.append(
                 {
-                    "suite": "longbench", "task": task, "metric": metric, "policy": policy, "id": f"{task}-{number}",
+                    "suite": "longbench", "task": task, "metric": metric, "policy": policy, "sample": number,
                     "prediction": HOSTILE if number == 0 else "    return self._decode(value, errors='strict')\n" * 2,
                     "references": [HOSTILE, "    return value"] if number == 0 else ["    return self._decode(value)"],
                     "score": score, "length": None, "depth": None,
@@ -164,24 +165,22 @@ def _evaluation(out: Path, policy: str, level: float, rng: np.random.Generator) 
 
 
 def _needle(out: Path, policy: str, level: float, rng: np.random.Generator) -> None:
+    places = itertools.product((256, 512, 1024, 2048), (0.0, 25.0, 50.0, 75.0, 100.0), range(4))
     samples = [
         {
-            "suite": "needle", "task": "passkey", "metric": "exact", "policy": policy,
-            "id": f"{length}-{depth}-{number}",
+            "suite": "needle", "task": "single", "metric": "exact", "policy": policy, "sample": number,
             "prediction": "71432", "references": ["71432"], "length": length, "depth": depth,
-            "score": float(rng.random() < (min(1, level + 0.3) if policy == "full" or depth > 0.8 else 0.15)),
+            "score": float(rng.random() < (min(1, level + 0.3) if policy == "full" or depth > 80 else 0.15)),
         }
-        for length in (256, 512, 1024, 2048)
-        for depth in (0.0, 0.25, 0.5, 0.75, 1.0)
-        for number in range(4)
+        for number, (length, depth, _) in enumerate(places)
     ]  # fmt: skip
-    mean = float(np.mean([row["score"] for row in samples]))
-    row = {"suite": "needle", "task": "passkey", "metric": "exact", "policy": policy}
+    mean = round(100 * float(np.mean([row["score"] for row in samples])), 2)
+    row = {"suite": "needle", "task": "single", "metric": "exact", "policy": policy}
     _write_evaluation(out, samples, [{**row, "score": mean, "samples": 80, "failed": 0, "truncated": 0}], policy)
 
 
 def _write_evaluation(out: Path, samples: list[dict[str, Any]], scores: list[dict[str, Any]], policy: str) -> None:
-    kinds = {"length": pa.int64(), "depth": pa.float64()}
+    kinds = {"length": pa.int64(), "depth": pa.float64()}  # which hold nothing but nulls in other suites
     columns = {name: pa.array([row[name] for row in samples], kinds.get(name)) for name in samples[0]}
     _write(out / "samples.parquet", columns)
     pq.write_table(pa.Table.from_pylist(scores), out / "scores.parquet")

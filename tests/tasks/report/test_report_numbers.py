@@ -14,7 +14,7 @@ from longloom.tasks.report.evaluation import read_evaluations
 from longloom.tasks.report.gather import gather
 from longloom.tasks.report.summary import summary
 from longloom.tasks.report.training import probe_numbers, training_numbers
-from longloom.tasks.report.views import evaluation_table, grid_digits, suite_means
+from longloom.tasks.report.views import evaluation_table, grid_scale, suite_means
 
 FULL = "evaluation/base/longbench/full"
 
@@ -119,10 +119,8 @@ def test_a_score_that_is_no_mean_has_no_interval(fakes):
     assert second["low"] is not None
 
 
-def test_samples_without_id_are_told_apart(fakes):
+def test_a_sample_with_another_reference_has_another_name(fakes):
     path = fakes.sections[FULL] / "samples.parquet"
-    table = pq.read_table(path)
-    pq.write_table(table.drop_columns(["id"]), path)
     names = list(read_evaluations({FULL: fakes.sections[FULL]}).scores[0]["sample_scores"])
     assert len(set(names)) == 50
     rewrite(path, lambda rows: rows[7].update(references=["another"]))
@@ -144,10 +142,22 @@ def test_needle_grid_is_the_mean_by_length_and_depth(fakes):
     for depth, row in zip(grid["depths"], grid["scores"], strict=True):
         for length, score in zip(grid["lengths"], row, strict=True):
             own = [s["score"] for s in samples if (s["length"], s["depth"]) == (length, depth)]
-            assert score == pytest.approx(np.mean(own))
-    assert grid_digits(grid) == 2
+            assert score == pytest.approx(100 * np.mean(own))
     rewrite(fakes.sections[label] / "samples.parquet", lambda rows: rows.__delitem__(slice(0, 4)))
     assert read_evaluations({label: fakes.sections[label]}).grids[0]["scores"][0][0] is None
+
+
+def test_scores_from_0_to_1_stay_so(fakes):
+    label = "evaluation/tagcos/needle/full"
+    path = fakes.sections[label] / "scores.parquet"
+    before = read_evaluations({label: fakes.sections[label]})
+    rewrite(path, lambda rows: rows[0].update(score=rows[0]["score"] / 100))
+    after = read_evaluations({label: fakes.sections[label]})
+    for name in ("low", "high"):
+        assert after.scores[0][name] == pytest.approx(before.scores[0][name] / 100)
+    assert np.array(after.grids[0]["scores"]) * 100 == pytest.approx(np.array(before.grids[0]["scores"]))
+    assert grid_scale(before.grids[0], before.grids) == (100.0, 0)
+    assert grid_scale(after.grids[0], after.grids) == (1.0, 2)
 
 
 def test_table_marks_the_best_and_tells_what_differs(fakes):

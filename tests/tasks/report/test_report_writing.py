@@ -119,6 +119,6 @@ def test_plots_of_extremes():
     large = plots.head_map([[0.5] * 64] * 48, title="induction")
     assert "0.50" not in large  # no room for values
     empty = {"depths": [0.0, 1.0], "lengths": [128], "scores": [[None], [1.0]]}
-    assert "–" in plots.needle_grid(empty, title="t")
+    assert "–" in plots.needle_grid(empty, title="t", top=1.0, digits=2)
     methods = {"m": {"examples": 0}}
     assert "<path" in plots.source_shares([{"source": "s", "pool": 0, "chosen": {"m": 0}}], methods, 0, {"m": NEUTRAL})

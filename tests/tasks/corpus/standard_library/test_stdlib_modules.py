@@ -14,7 +14,15 @@ def documents(out: Path) -> list[dict[str, str]]:
 
 
 def test_ids_are_relative_sorted_and_the_librarys_own(tmp_path):
-    for name in ("b.py", "a/z.py", "a.py", "a/__pycache__/z.py", "site-packages/x.py", "dist-packages/y.py"):
+    for name in (
+        "b.py",
+        "a/z.py",
+        "a.py",
+        "a/__pycache__/z.py",
+        "site-packages/x.py",
+        "dist-packages/y.py",
+        "config-3.11-linux/z.py",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x = 1\n")
     (tmp_path / "_sysconfigdata__linux_.py").write_text("prefix = '/machine/path'\n")

@@ -1,0 +1,35 @@
+# The commands of the README and of CI. The environment is .venv in this folder; PYTHON chooses the interpreter that makes it.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: demo test check setup ui bench gpu-check clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; found: $$($(PYTHON) --version). Set PYTHON=..."; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "setuptools>=77.0.3" wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dask,dev]"
+	mkdir -p .venv/typecheck/longloom
+	for part in evals flows kernels storage tasks; do ln -sfn "$(CURDIR)/$$part" .venv/typecheck/longloom/$$part; done
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/longloom demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=.venv/typecheck $(BIN)/lint-imports
+
+ui: $(READY)
+	$(BIN)/longloom ui
+
+clean:
+	rm -rf .longloom build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,164 @@
+"""`longloom ui`: a Prefect server over the store's runs, the deployments, and a worker for them, until Ctrl-C.
+
+Three processes of Prefect's own commands, each in a session of its own, so that a Ctrl-C reaches this process alone
+and everything is stopped in order. Imports no Prefect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import psutil
+from filelock import FileLock, Timeout
+
+from longloom.storage.store import Store
+
+HOST = "127.0.0.1"
+BOOTSTRAP = Path(__file__).resolve().parent.parent / "infra" / "bootstrap.py"
+POOL = "longloom"
+#: A new database takes 20 to 27 seconds on an idle machine.
+SECONDS_TO_START = 180.0
+SECONDS_TO_STOP = 10.0
+
+
+class _Service:
+    """One long-running Prefect command, with its output in a file."""
+
+    def __init__(self, name: str, arguments: list[str], environment: dict[str, str], logs: Path) -> None:
+        self.name = name
+        self.log = logs / f"{name}.log"
+        with self.log.open("wb") as output:
+            self.process = psutil.Popen(
+                [sys.executable, "-m", "prefect", *arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def check(self) -> None:
+        """Raises RuntimeError if the command has ended."""
+        code = self.process.poll()
+        if code is not None:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+            raise RuntimeError(f"the {self.name} ended with code {code}: {last}; see {self.log}")
+
+    def stop(self) -> None:
+        """Ends the command and all that it started: flow runs run in sessions of their own and would outlive it."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family = [*self.process.children(recursive=True), self.process]
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.terminate()
+            _, alive = psutil.wait_procs(family, timeout=SECONDS_TO_STOP)
+            for process in alive:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+
+def serve(store: str, *, port: int) -> None:
+    """Serves the UI until Ctrl-C or a SIGTERM. Call after `runtime.prepare`, which says where Prefect's database lies.
+
+    Args:
+        store: the store's folder: the default of the deployments' `store`, and where logs go.
+        port: of the server, on the loopback interface.
+
+    Raises:
+        ValueError: the port is taken; this store is served already; a server of the user's own is set.
+        FileNotFoundError: no prefect.yaml beside the package (it is part of the repository, not of the wheel).
+        RuntimeError: the server or the worker ended, or did not start.
+    """
+    place = Store(store)
+    environment = _environment(place, port)
+    logs = place.root / "logs"
+    logs.mkdir(exist_ok=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    with contextlib.suppress(KeyboardInterrupt), _alone(place), contextlib.ExitStack() as running:
+        _say(f"starting the Prefect server on port {port}; a new database takes half a minute")
+        server = _Service("server", ["server", "start"], environment, logs)
+        running.callback(server.stop)
+        _wait(server, environment["PREFECT_API_URL"] + "/health")
+        done = subprocess.run([sys.executable, str(BOOTSTRAP)], env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{BOOTSTRAP.name} ended with code {done.returncode}: {done.stderr.strip()}")
+        worker = _Service("worker", ["worker", "start", "--pool", POOL], environment, logs)
+        running.callback(worker.stop)
+        print(f"http://{HOST}:{port}", flush=True)
+        _say(f"deployments are registered, a worker waits for runs; logs in {logs}; Ctrl-C stops everything")
+        while True:
+            server.check()
+            worker.check()
+            time.sleep(1.0)
+
+
+def _environment(store: Store, port: int) -> dict[str, str]:
+    """Of the server, the bootstrap and the worker; checked first, so that nothing starts in vain."""
+    if not BOOTSTRAP.is_file():
+        raise FileNotFoundError(f"{BOOTSTRAP}: no such file; the UI is started from a checkout of the repository")
+    given = os.environ.get("PREFECT_API_URL")
+    if given:
+        raise ValueError(f"PREFECT_API_URL is {given}: register with that server by `python {BOOTSTRAP}`, or unset it")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"--port {port}: cannot be used ({error}); choose another one") from None
+    return {
+        # Marking late runs fills SQLite with writes until it answers "database is locked", and does nothing else.
+        "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
+        **os.environ,
+        "LONGLOOM_STORE": str(store.root),
+        "PREFECT_API_URL": f"http://{HOST}:{port}/api",
+        # As settings, not as options of the command: the UI's own idea of the address comes from them.
+        "PREFECT_SERVER_API_HOST": HOST,
+        "PREFECT_SERVER_API_PORT": str(port),
+    }
+
+
+@contextlib.contextmanager
+def _alone(store: Store) -> Iterator[None]:
+    """Two servers on one SQLite database would do every scheduled run twice."""
+    lock = FileLock(store.root / "ui.lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"store {store.root}: another `longloom ui` serves it already") from None
+    with lock:
+        yield
+
+
+def _wait(server: _Service, address: str) -> None:
+    deadline = time.monotonic() + SECONDS_TO_START
+    while time.monotonic() < deadline:
+        server.check()
+        with contextlib.suppress(urllib.error.URLError, TimeoutError), urllib.request.urlopen(address, timeout=5):
+            return
+        time.sleep(0.5)
+    raise RuntimeError(f"the server did not answer within {SECONDS_TO_START:.0f} s; see {server.log}")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)  # once: an impatient second one must not leave processes behind
+    raise KeyboardInterrupt
+
+
+def _say(message: str) -> None:
+    """Progress; standard output holds the address alone."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,86 @@
+"""Truncation before the chat template, and what fits into the window."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from longloom.evals.protocol import DoesNotFit, Request, encode, prepare, render
+
+WORDS = " ".join(f"w{number:03}" for number in range(300))
+
+
+def test_a_short_prompt_is_left_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    request = Request("b", before="a", after="c", prefix="d")
+    prepared = prepare(request, tokenizer, room=100, limit=None)
+    assert tokenizer.decode(prepared.ids) == "<|user|>abc<|end|><|assistant|>d"
+    assert not prepared.truncated
+    plain = prepare(Request("b", chat=False, prefix="d"), tokenizer, room=100, limit=None)
+    assert tokenizer.decode(plain.ids) == "bd"
+
+
+def test_the_middle_is_cut_before_the_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = encode(tokenizer, WORDS)
+    prepared = prepare(Request(WORDS), tokenizer, room=10_000, limit=41)
+    middle = tokenizer.decode(ids[:20]) + tokenizer.decode(ids[-20:])
+    assert tokenizer.decode(prepared.ids) == f"<|user|>{middle}<|end|><|assistant|>"
+    assert prepared.truncated
+    # At the limit nothing is cut.
+    assert not prepare(Request(WORDS), tokenizer, room=10_000, limit=len(ids)).truncated
+    assert prepare(Request(WORDS), tokenizer, room=10_000, limit=len(ids) - 1).truncated
+
+
+def test_the_window_counts_the_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    whole = len(render(Request(WORDS), tokenizer, WORDS))
+    assert not prepare(Request(WORDS), tokenizer, room=whole, limit=None).truncated
+    prepared = prepare(Request(WORDS), tokenizer, room=whole - 1, limit=None)
+    assert prepared.truncated
+    assert whole - 6 < len(prepared.ids) < whole
+
+
+def test_left_and_words(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = encode(tokenizer, WORDS)
+    left = prepare(Request(WORDS, cut="left", chat=False), tokenizer, room=30, limit=None)
+    assert left.ids == ids[-30:]
+    # In steps of 250 words from 900 on: 300 words, which is all, are too long, 150 fit.
+    assert len(ids) > 900
+    right = prepare(Request(WORDS, cut="words_right", chat=False), tokenizer, room=10_000, limit=900)
+    assert tokenizer.decode(right.ids) == " ".join(WORDS.split(" ")[:150])
+    left = prepare(Request(WORDS, cut="words_left", chat=False), tokenizer, room=10_000, limit=900)
+    assert tokenizer.decode(left.ids) == " ".join(WORDS.split(" ")[-150:])
+    # Below 250 words the steps officially become words to leave out: 240, then all but 10, then all but 260.
+    few = prepare(Request(WORDS, cut="words_right", chat=False, after="?"), tokenizer, room=1000, limit=240)
+    assert tokenizer.decode(few.ids) == "?"
+
+
+def test_what_is_around_the_document_is_never_cut(tokenizer: PreTrainedTokenizerFast) -> None:
+    request = Request(WORDS, before="BEGIN ", after=" END")
+    prepared = prepare(request, tokenizer, room=60, limit=None)
+    text = tokenizer.decode(prepared.ids)
+    assert text.startswith("<|user|>BEGIN w000")
+    assert text.endswith("w299 END<|end|><|assistant|>")
+    assert len(prepared.ids) <= 60
+
+
+def test_what_does_not_fit(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DoesNotFit, match="the model's window leaves 5 tokens"):
+        prepare(Request(WORDS, before=WORDS), tokenizer, room=5, limit=None)
+    with pytest.raises(ValueError, match=r"must not be cut, and 50 are allowed") as caught:
+        prepare(Request(WORDS, cut="never"), tokenizer, room=50, limit=None)
+    assert not isinstance(caught.value, DoesNotFit)
+
+
+def test_a_prompt_that_begins_with_bos_gets_no_other(tokenizer: PreTrainedTokenizerFast) -> None:
+    ready = "<|end|><|user|>hi<|end|><|assistant|>"
+    assert tokenizer.decode(prepare(Request(ready, chat=False), tokenizer, room=50, limit=None).ids) == ready
+
+
+@settings(max_examples=40, deadline=None)
+@given(text=st.text("aé的 w1\n", min_size=1, max_size=300), room=st.integers(12, 120), limit=st.integers(4, 90))
+def test_prepared_prompts_always_fit(tokenizer: PreTrainedTokenizerFast, text: str, room: int, limit: int) -> None:
+    prepared = prepare(Request(text), tokenizer, room=room, limit=limit)
+    assert len(prepared.ids) <= room
+    ids = encode(tokenizer, text)
+    assert prepared.truncated == (len(ids) > limit or len(render(Request(text), tokenizer, text)) > room)

@@ -1,0 +1,126 @@
+"""The model as lm-eval's LM: batches, end tokens, stop strings, log-likelihoods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from longloom.evals.lm import PolicyLM, end_tokens
+from longloom.evals.protocol import Request
+from longloom.kernels.huggingface.load import load_model
+from longloom.kernels.kvcache.registry import get_policy
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+@pytest.fixture(scope="module")
+def loaded(model_folder: Path) -> Loaded:
+    return load_model(model_folder, device="cpu")
+
+
+def build(loaded: Loaded, **change: Any) -> PolicyLM:
+    return PolicyLM(*loaded, get_policy("full"), **{"batch_size": 3, "max_length": None, **change})
+
+
+def instance(number: int, arguments: tuple[Any, ...], doc: dict[str, Any] | None = None) -> Instance:
+    kind = "generate_until" if isinstance(arguments[-1], dict) else "loglikelihood"
+    return Instance(kind, doc or {}, arguments, 0, metadata=("task", number, 1))
+
+
+def greedy(loaded: Loaded, text: str, tokens: int) -> list[int]:
+    """By the model's own forward pass, without a cache."""
+    model, tokenizer = loaded
+    ids = tokenizer(text)["input_ids"]
+    new: list[int] = []
+    for _ in range(tokens):
+        with torch.no_grad():
+            token = int(model(torch.tensor([ids + new])).logits[0, -1].argmax())
+        if token == 0:
+            break
+        new.append(token)
+    return new
+
+
+def test_answers_in_the_order_of_the_requests(loaded: Loaded) -> None:
+    texts = ["key", "the value of the key is", "a" * 50, "x = 1", "the"]
+    requests = [instance(n, (text, {"max_gen_toks": 5 + n % 2})) for n, text in enumerate(texts)]
+    lm = build(loaded)
+    replies = lm.generate_until(requests)
+    expected = [loaded[1].decode(greedy(loaded, text, 5 + n % 2)) for n, text in enumerate(texts)]
+    assert replies == expected
+    assert lm.outcomes["task", 2, 0].prompt_tokens == 50
+    assert [lm.outcomes["task", n, 0].new_tokens <= 5 + n % 2 for n in range(5)] == [True] * 5
+
+
+def test_stop_strings_cut_the_reply(loaded: Loaded) -> None:
+    (whole,) = build(loaded).generate_until([instance(0, ("the key", {"max_gen_toks": 8}))])
+    stop = whole[3:5]
+    (cut,) = build(loaded).generate_until([instance(0, ("the key", {"max_gen_toks": 8, "until": ["", stop]}))])
+    assert cut == whole[: whole.index(stop)]
+    with pytest.raises(ValueError, match="asks for sampling"):
+        build(loaded).generate_until([instance(0, ("the key", {"do_sample": True}))])
+
+
+def test_a_harness_prompt_is_cut_on_the_left(loaded: Loaded) -> None:
+    lm = build(loaded)
+    lm.generate_until([instance(0, ("ab" * 600, {"max_gen_toks": 12}))])
+    assert lm.outcomes["task", 0, 0].prompt_tokens == 500
+    assert lm.outcomes["task", 0, 0].truncated
+
+
+def test_all_end_tokens_count(loaded: Loaded) -> None:
+    model, tokenizer = loaded
+    assert end_tokens(model, tokenizer) == [0]
+    before = model.generation_config.eos_token_id
+    first = greedy(loaded, "the key", 1)[0]
+    try:
+        model.generation_config.eos_token_id = [7, first]
+        assert end_tokens(model, tokenizer) == [7, first, 0]
+        assert build(loaded).generate_until([instance(0, ("the key", {"max_gen_toks": 4}))]) == [""]
+    finally:
+        model.generation_config.eos_token_id = before
+
+
+def test_a_line_end_stops_but_not_at_once(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def note(model: Any, prompts: Any, **options: Any) -> Any:
+        asked.append(options)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr("longloom.evals.lm.generate", note)
+    doc = {"requests": [Request("the key", newline_stops=True).to_dict()]}
+    lm = build(loaded)
+    assert lm.generate_until([instance(0, ("ignored", {"max_gen_toks": 4}), doc)]) == [""]
+    newline = loaded[1]("\n")["input_ids"][-1]
+    assert set(asked[0]["eos_token_ids"]) == {0, newline}
+    assert asked[0]["min_new_tokens"] == 1
+    assert lm.outcomes["task", 0, 0].error == "RuntimeError: enough"
+
+
+def test_loglikelihoods(loaded: Loaded) -> None:
+    model, tokenizer = loaded
+    lm = build(loaded)
+    ((score, is_greedy),) = lm.loglikelihood([instance(0, ("the key", " is the value"))])
+    context, whole = (tokenizer(text)["input_ids"] for text in ("the key", "the key is the value"))
+    with torch.no_grad():
+        logprobs = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+    expected = sum(float(logprobs[at - 1, whole[at]]) for at in range(len(context), len(whole)))
+    assert score == pytest.approx(expected, abs=1e-4)
+    assert not is_greedy
+
+    (rolling,) = lm.loglikelihood_rolling([instance(0, ("the key is",))])
+    ids = [0, *tokenizer("the key is")["input_ids"]]
+    with torch.no_grad():
+        logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    assert rolling == pytest.approx(sum(float(logprobs[at - 1, ids[at]]) for at in range(1, len(ids))), abs=1e-4)
+
+
+def test_a_long_text_is_scored_in_windows(loaded: Loaded) -> None:
+    (rolling,) = build(loaded).loglikelihood_rolling([instance(0, ("xyz " * 300,))])
+    assert rolling < -1000
