@@ -130,8 +130,8 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes are untyp
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids; special tokens are added if asked for."""
-        return encode(self.tokenizer, string, special=bool(add_special_tokens))
+        """Token ids; `add_special_tokens` as `encode` takes it."""
+        return encode(self.tokenizer, string, special=add_special_tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The chat as one text, for harness tasks run with --apply_chat_template."""
@@ -222,22 +222,24 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes are untyp
 
     def _run(self, batch: Sequence[_Job]) -> list[str]:
         """Replies to one batch, out of the ledger if it holds all of them."""
-        rows = [self._ledger.get(job.key) if self._ledger else None for job in batch]
-        if any(row is None for row in rows):
+        kept = [self._ledger.get(job.key) if self._ledger else None for job in batch]
+        rows = [row for row in kept if row is not None]
+        if len(rows) < len(batch):
             try:
                 rows = self._generate(batch)
             except Exception as error:  # a failed batch is counted, and loses no other
                 message = f"{type(error).__name__}: {error}".splitlines()[0]
                 return [self._fail(job, message) for job in batch]
+            if self._ledger:
+                self._ledger.add(rows)
         replies = []
         for job, row in zip(batch, rows, strict=True):
-            assert row is not None
             cost = {name: row[name] for name in ("new_tokens", "seconds", "kv_bytes")}
             self._note(job, Outcome(len(job.ids), job.truncated, **cost))
             replies.append(str(row["text"]))
         return replies
 
-    def _generate(self, batch: Sequence[_Job]) -> list[dict[str, Any] | None]:
+    def _generate(self, batch: Sequence[_Job]) -> list[dict[str, Any]]:
         longest, shortest, ends = batch[0].settings
         answers = generate(
             self._model,
@@ -247,7 +249,7 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes are untyp
             min_new_tokens=shortest,
             eos_token_ids=ends,
         )
-        rows: list[dict[str, Any] | None] = [
+        return [
             {
                 "key": job.key,
                 "task": job.instance.task_name,
@@ -259,9 +261,6 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes are untyp
             }
             for job, answer in zip(batch, answers, strict=True)
         ]
-        if self._ledger:
-            self._ledger.add([row for row in rows if row])
-        return rows
 
     def _fail(self, job: _Job, message: str) -> Failure:
         self._note(job, Outcome(len(job.ids), job.truncated, error=message))

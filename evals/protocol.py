@@ -113,8 +113,18 @@ CUTS: dict[str, Callable[[PreTrainedTokenizerBase, str, list[int], int], str]] =
 }
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> list[int]:
-    """Token ids of a text of any length; `special`: with the tokenizer's own additions (a bos token)."""
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool | None = True) -> list[int]:
+    """Token ids of a text of any length.
+
+    Args:
+        tokenizer: the tokenizer.
+        text: the text.
+        special: with the tokenizer's own additions (a bos token); None: unless the text begins with bos already, as a
+            prompt does that lm-eval has put into a chat template.
+    """
+    if special is None:
+        bos = tokenizer.bos_token
+        special = not (bos and text.startswith(str(bos)))
     return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
 
@@ -128,9 +138,7 @@ def render(request: Request, tokenizer: PreTrainedTokenizerBase, document: str) 
         turn = [{"role": "user", "content": prompt}]
         text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
         return encode(tokenizer, text + request.prefix, special=False)
-    # A prompt that lm-eval has put into a template already begins with its bos token.
-    bos = tokenizer.bos_token
-    return encode(tokenizer, prompt + request.prefix, special=not (bos and prompt.startswith(str(bos))))
+    return encode(tokenizer, prompt + request.prefix, special=None)
 
 
 def prepare(request: Request, tokenizer: PreTrainedTokenizerBase, *, room: int, limit: int | None) -> Prepared:

@@ -7,6 +7,7 @@ and everything is stopped in order. Imports no Prefect.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psutil
 from filelock import FileLock, Timeout
@@ -92,11 +93,12 @@ def serve(store: str, *, port: int) -> None:
         _say(f"starting the Prefect server on port {port}; a new database takes half a minute")
         server = _Service("server", ["server", "start"], environment, logs)
         running.callback(server.stop)
-        _wait(server, environment["PREFECT_API_URL"] + "/health")
+        _wait_for(server, environment["PREFECT_API_URL"] + "/health")
         done = subprocess.run([sys.executable, str(BOOTSTRAP)], env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{BOOTSTRAP.name} ended with code {done.returncode}: {done.stderr.strip()}")
-        worker = _Service("worker", ["worker", "start", "--pool", POOL], environment, logs)
+        crash_left_runs(environment["PREFECT_API_URL"])
+        worker = _Service("worker", ["worker", "start", "--pool", POOL, "--name", POOL], environment, logs)
         running.callback(worker.stop)
         print(f"http://{HOST}:{port}", flush=True)
         _say(f"deployments are registered, a worker waits for runs; logs in {logs}; Ctrl-C stops everything")
@@ -122,6 +124,7 @@ def _environment(store: Store, port: int) -> dict[str, str]:
     return {
         # Marking late runs fills SQLite with writes until it answers "database is locked", and does nothing else.
         "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         **os.environ,
         "LONGLOOM_STORE": str(store.root),
         "PREFECT_API_URL": f"http://{HOST}:{port}/api",
@@ -133,7 +136,7 @@ def _environment(store: Store, port: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _alone(store: Store) -> Iterator[None]:
-    """Two servers on one SQLite database would do every scheduled run twice."""
+    """Two of us on one database would take each other's runs for dead."""
     lock = FileLock(store.root / "ui.lock", blocking=False)
     try:
         lock.acquire()
@@ -143,7 +146,36 @@ def _alone(store: Store) -> Iterator[None]:
         yield
 
 
-def _wait(server: _Service, address: str) -> None:
+def crash_left_runs(api: str) -> int:
+    """Marks the runs that an earlier worker was killed in: left as running, they hold their queue's only place forever.
+
+    Args:
+        api: address of a server whose pool has no worker now.
+
+    Returns:
+        How many there were.
+    """
+    left = _post(
+        f"{api}/flow_runs/filter",
+        {
+            "work_pools": {"name": {"any_": [POOL]}},
+            "flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}},
+        },
+    )
+    message = "Its worker was stopped. Run it again: it continues with what is missing."
+    for run in left:
+        state = {"type": "CRASHED", "name": "Crashed", "message": message}
+        _post(f"{api}/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+    return len(left)
+
+
+def _post(address: str, content: dict[str, Any]) -> Any:
+    request = urllib.request.Request(address, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def _wait_for(server: _Service, address: str) -> None:
     deadline = time.monotonic() + SECONDS_TO_START
     while time.monotonic() < deadline:
         server.check()

@@ -83,13 +83,14 @@ class LongBench(_LongBenchFormat):
         return TASKS[task]
 
     def _prompt(self, task: str) -> str:
-        prompts = None if self.source.data is None else read_config(self.source.data, "dataset2prompt")
-        if prompts is None or task not in prompts:
+        data = self.source.data
+        prompts = None if data is None else read_config(data, "dataset2prompt")
+        if data is None or prompts is None or task not in prompts:
             return packaged_prompt(task)
         prompt = prompts[task]
         if not isinstance(prompt, str) or not is_official(task, prompt):
             raise ValueError(
-                f"{config_file(self.source.data, 'dataset2prompt')}: the prompt of {task!r} differs from LongBench's; "
+                f"{config_file(data, 'dataset2prompt')}: the prompt of {task!r} differs from LongBench's; "
                 "expected the official one to the byte, or the suite 'records' for prompts of your own"
             )
         return prompt

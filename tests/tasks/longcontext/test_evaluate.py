@@ -223,3 +223,14 @@ def test_official_records(model_folder: Path, tmp_path: Path) -> None:
     (score,) = rows(out, "scores")
     assert (score["task"], score["metric"], score["samples"]) == ("multifieldqa_zh", "qa_f1_zh", 2)
     assert all(400 < row["prompt_tokens"] <= 512 - 64 and row["truncated"] for row in rows(out, "samples"))
+
+
+def test_a_full_disk_is_no_failed_sample(
+    model_folder: Path, records_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: object, rows: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("longloom.evals.ledger.Ledger.add", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(model_folder, records_folder, tmp_path / "out")
