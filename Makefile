@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check setup ui bench gpu-check clean
+.PHONY: demo test check setup ui clean
 
 setup: $(READY)
 

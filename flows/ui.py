@@ -32,6 +32,7 @@ POOL = "longloom"
 #: A new database takes 20 to 27 seconds on an idle machine.
 SECONDS_TO_START = 180.0
 SECONDS_TO_STOP = 10.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _Service:
@@ -72,7 +73,10 @@ class _Service:
 
 
 def serve(store: str, *, port: int) -> None:
-    """Serves the UI until Ctrl-C or a SIGTERM. Call after `runtime.prepare`, which says where Prefect's database lies.
+    """Serves the UI until Ctrl-C, a SIGTERM, or the terminal closes.
+
+    Call after `runtime.prepare`, which says where Prefect's database lies, and not after `runtime.quiet`: the logs of
+    the runs are for the UI.
 
     Args:
         store: the store's folder: the default of the deployments' `store`, and where logs go.
@@ -87,7 +91,7 @@ def serve(store: str, *, port: int) -> None:
     environment = _environment(place, port)
     logs = place.root / "logs"
     logs.mkdir(exist_ok=True)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, _interrupt)
     with contextlib.suppress(KeyboardInterrupt), _alone(place), contextlib.ExitStack() as running:
         _say(f"starting the Prefect server on port {port}; a new database takes half a minute")
@@ -186,7 +190,7 @@ def _wait_for(server: _Service, address: str) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)  # once: an impatient second one must not leave processes behind
     raise KeyboardInterrupt
 

@@ -59,7 +59,7 @@ def test_no_init_file_stands_directly_in_a_top_folder() -> None:
 
 def test_packages_of_the_wheel_equal_the_tree() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    folders = {path.parent for top in TOP for path in (ROOT / top).rglob("*.py")}
+    folders = {ROOT / top for top in TOP} | {path.parent for top in TOP for path in (ROOT / top).rglob("*.py")}
     tree = {"longloom." + folder.relative_to(ROOT).as_posix().replace("/", ".") for folder in folders}
     assert sorted(setuptools["packages"]) == sorted(tree)
     assert setuptools["package-dir"] == {f"longloom.{top}": top for top in TOP}

@@ -1,0 +1,411 @@
+"""The whole of Prefect, for real: server, deployments, worker, a schedule that fires, and the page of its run.
+
+One server serves the module. It is started as a user starts it, and everything below it is gone at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from longloom.flows.params import PipelineParams
+from longloom.flows.ui import crash_left_runs
+from longloom.storage.runs import list_runs
+from longloom.storage.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVE = (
+    "import sys; from longloom.flows.runtime import prepare; prepare(sys.argv[1]);"
+    " from longloom.flows.ui import serve; serve(sys.argv[1], port=int(sys.argv[2]))"
+)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM_OPTIONS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--window-size=1400,1600"),
+)
+#: The machine may be busy: these are limits for giving up, nothing waits for them.
+SECONDS_TO_START = 300
+SECONDS_TO_RUN = 300
+
+
+@dataclass(frozen=True)
+class Ui:
+    """A running `longloom ui`."""
+
+    process: psutil.Popen
+    address: str
+    store: Store
+
+    def post(self, path: str, content: dict[str, Any] | list[Any]) -> Any:
+        return self._send("POST", path, content)
+
+    def patch(self, path: str, content: dict[str, Any]) -> Any:
+        return self._send("PATCH", path, content)
+
+    def get(self, path: str) -> Any:
+        return self._send("GET", path, None)
+
+    def _send(self, method: str, path: str, content: Any) -> Any:
+        data = None if content is None else json.dumps(content).encode()
+        request = urllib.request.Request(
+            f"{self.address}/api/{path}", data, {"Content-Type": "application/json"}, method=method
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.get(f"deployments/name/{name}/{name}")
+        return found
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text(errors="replace")[-6000:] for path in self.store.root.glob("logs/*.log"))
+
+
+def wait_until(done: Callable[[], Any], seconds: float, message: Callable[[], str]) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := done():
+            return found
+        time.sleep(1.0)
+    raise AssertionError(message())
+
+
+def environment(folder: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "LONGLOOM_"))}
+    return kept | {
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
+    folder = tmp_path_factory.mktemp("ui")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    output = folder / "output"
+    with output.open("wb") as file:
+        process = psutil.Popen(
+            [sys.executable, "-c", SERVE, str(folder / "store"), str(port)],
+            cwd=folder,
+            env=environment(folder),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    running = Ui(process, f"http://127.0.0.1:{port}", Store(folder / "store"))
+    try:
+        wait_until(
+            lambda: "Ctrl-C" in output.read_text() or process.poll() is not None,
+            SECONDS_TO_START,
+            lambda: output.read_text() + running.logs(),
+        )
+        assert process.poll() is None, output.read_text()
+        assert running.address in output.read_text().splitlines()
+        yield running
+    finally:
+        family = family_of(process)
+        if process.is_running():
+            process.send_signal(signal.SIGINT)
+        _, alive = psutil.wait_procs(family, timeout=30)
+        for each in alive:
+            each.kill()
+
+
+def family_of(process: psutil.Process) -> list[psutil.Process]:
+    """The process and everything below it, in whatever session."""
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def write_model(folder: Path) -> None:
+    """A Llama of random weights with one layer, and a tokenizer of bytes; without importing torch here."""
+    folder.mkdir()
+    width, vocabulary = 16, 260
+    rng = np.random.default_rng(0)
+    layer = "model.layers.0."
+    shapes = {"model.embed_tokens.weight": (vocabulary, width), "model.norm.weight": (width,)}
+    shapes |= {f"{layer}self_attn.{name}_proj.weight": (width, width) for name in "qkvo"}
+    shapes |= {f"{layer}mlp.{name}_proj.weight": (width, width) for name in ("gate", "up", "down")}
+    shapes |= {f"{layer}{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
+    weights = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": width,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    special = ["<|end|>", "<|user|>", "<|assistant|>", "<|pad|>"]
+    tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|end|>",
+        "eos_token": "<|end|>",
+        "pad_token": "<|pad|>",
+        "chat_template": "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def write_inputs(folder: Path) -> PipelineParams:
+    """A corpus, a model, instructions and evaluation records, as small as can be, and the parameters that name them."""
+    folder.mkdir()
+    words = ["alpha", "beta", "gamma", "delta"]
+    write_model(folder / "model")
+    (folder / "corpus.txt").write_text("\n".join(" ".join(words[i % 4 :]) for i in range(200)))
+    with (folder / "instructions.jsonl").open("w") as file:
+        for i in range(20):
+            word = words[i % 4]
+            messages = [{"role": "user", "content": f"say {word} {i}"}, {"role": "assistant", "content": word}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    records = folder / "records"
+    (records / "config").mkdir(parents=True)
+    record = {"input": "?", "length": 3, "dataset": "copy", "language": "en", "all_classes": None}
+    with (records / "copy.jsonl").open("w") as file:
+        for i, word in enumerate(words):
+            file.write(json.dumps(record | {"context": f"word: {word}", "answers": [word], "_id": str(i)}) + "\n")
+    tables = {"prompt": "{context}\nword:", "maxlen": 4, "metric": "qa_f1", "chat": False}
+    for name, value in tables.items():
+        (records / "config" / f"dataset2{name}.json").write_text(json.dumps({"copy": value}))
+    return PipelineParams.model_validate(
+        {
+            "corpus": {"sources": ["inputs/corpus.txt"]},
+            "index": {"tokenizer": "bytes", "threads": 1, "memory_gib": 0.5},
+            "model": {"source": "inputs/model"},
+            "instructions": {"sources": ["inputs/instructions.jsonl"]},
+            "coreset": {"methods": ["random"], "share": 0.2, "max_length": 64},
+            "finetune": {"epochs": 1, "max_length": 64, "batch": 4},
+            "evaluate": {"suite": "records", "data": "inputs/records"},
+            "needle": False,
+            "full_pool": False,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def scheduled_run(ui: Ui) -> dict[str, Any]:
+    """A run of the deployment `pipeline` that its schedule started, completed."""
+    parameters = write_inputs(ui.store.root.parent / "inputs")
+    deployment = ui.deployment("pipeline")
+    schedule = {
+        "slug": "test",
+        "schedule": {"interval": 20, "anchor_date": (datetime.now(UTC) + timedelta(seconds=5)).isoformat()},
+        "active": True,
+        "parameters": {"params": parameters.model_dump(mode="json")},
+    }
+    (made,) = ui.post(f"deployments/{deployment['id']}/schedules", [schedule])
+    scheduled = {
+        "deployments": {"id": {"any_": [deployment["id"]]}},
+        "flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED"]}}},
+        "sort": "START_TIME_ASC",
+    }
+    (run, *_) = wait_until(lambda: ui.post("flow_runs/filter", scheduled), SECONDS_TO_RUN, ui.logs)
+    ui.patch(f"deployments/{deployment['id']}/schedules/{made['id']}", {"active": False})
+
+    def ended() -> dict[str, Any] | None:
+        now: dict[str, Any] = ui.get(f"flow_runs/{run['id']}")
+        return now if now["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+    found: dict[str, Any] = wait_until(ended, SECONDS_TO_RUN, ui.logs)
+    return found
+
+
+def test_deployments_have_the_whole_form_and_schedules_that_are_switched_off(ui: Ui) -> None:
+    found = ui.post("deployments/filter", {})
+    names = {deployment["name"] for deployment in found}
+    assert names == {"index", "pretrain", "coreset", "finetune", "evaluate", "pipeline", "report", "compare"}
+    assert {deployment["work_pool_name"] for deployment in found} == {"longloom"}
+    switches = {(d["name"], s["slug"]): s["active"] for d in found for s in d["schedules"]}
+    assert switches == {("index", "nightly"): False, ("evaluate", "weekly"): False, ("pipeline", "weekly"): False}
+    assert all(deployment["path"] is None and not deployment["pull_steps"] for deployment in found)
+
+    form = ui.deployment("pipeline")["parameter_openapi_schema"]
+    defaults = PipelineParams()
+    assert form["properties"]["params"]["default"] == defaults.model_dump(mode="json")
+    assert form["properties"]["store"]["default"] == str(ui.store.root)
+    for name, field in PipelineParams.model_fields.items():
+        shown = form["definitions"]["PipelineParams"]["properties"][name]
+        assert shown["default"] == json.loads(defaults.model_dump_json())[name]
+        if "$ref" not in shown:
+            assert shown["description"] == field.description
+            continue
+        nested = form["definitions"][shown["$ref"].rsplit("/", 1)[-1]]["properties"]
+        expected = type(getattr(defaults, name)).model_fields
+        assert {key: value["description"] for key, value in nested.items()} == {
+            key: value.description for key, value in expected.items()
+        }
+
+
+def test_a_scheduled_run_completes_with_its_artifacts(ui: Ui, scheduled_run: dict[str, Any]) -> None:
+    assert scheduled_run["state_type"] == "COMPLETED", ui.logs()
+    assert scheduled_run["auto_scheduled"] is True
+    assert scheduled_run["work_queue_name"] == "compute"
+    mine = {"flow_runs": {"id": {"any_": [scheduled_run["id"]]}}}
+    tasks = {task["name"]: task["state_type"] for task in ui.post("task_runs/filter", mine)}
+    assert {"corpus", "index", "instructions", "coreset-random", "finetune-random", "report"} <= set(tasks)
+    assert set(tasks.values()) == {"COMPLETED"}
+
+    artifacts = ui.post("artifacts/filter", mine)
+    progress = [entry for entry in artifacts if entry["type"] == "progress"]
+    assert any(entry["description"].startswith("index: ") for entry in progress)
+    assert {entry["data"] for entry in progress} == {100}
+    tables = [json.loads(entry["data"]) for entry in artifacts if entry["type"] == "table"]
+    assert [(rows[0]["task"], rows[0]["samples"]) for rows in tables] == [("copy", 4)] * 2
+    (report,) = (entry for entry in artifacts if entry["key"] == "report-pipeline")
+    assert "| copy |" in report["data"]
+
+    record = list_runs(ui.store)[-1]  # newest first; a second scheduled run may have begun
+    assert (record.flow, record.state) == ("pipeline", "completed")
+    assert record.stages["index"].counts["documents"] == 1
+    assert (ui.store.open(record.stages["index"]) / "index.json").is_file()
+    assert (ui.store.open(record.stages["report"]) / "index.html").is_file()
+
+
+@pytest.mark.chromium
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH (Debian: apt-get install chromium)")
+def test_the_page_of_the_run_shows_it(ui: Ui, scheduled_run: dict[str, Any], tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    address = f"{ui.address}/v2/runs/flow-run/{scheduled_run['id']}?tab=Artifacts"
+    options = [*CHROMIUM_OPTIONS, f"--user-data-dir={tmp_path}", "--virtual-time-budget=20000", "--dump-dom"]
+    expected = ("Completed", scheduled_run["name"], "scores-base-records-full", "report-pipeline", "index: 1 in all")
+
+    def page() -> str:
+        with (tmp_path / "dom").open("w+") as file:
+            browser = psutil.Popen(
+                [CHROMIUM, *options, address], stdout=file, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+            try:
+                browser.wait(timeout=120)
+            finally:
+                for each in family_of(browser):
+                    each.kill()
+            file.seek(0)
+            return file.read()
+
+    missing: list[str] = []
+
+    def all_there() -> bool:
+        text = page()  # whole or, on a busy machine, before the last answers of the server
+        missing[:] = [part for part in expected if part not in text]
+        return not missing
+
+    wait_until(all_there, SECONDS_TO_RUN, lambda: f"{missing} not on the page {address}")
+
+
+def test_bootstrap_can_be_repeated_and_keeps_what_was_decided_in_the_ui(ui: Ui) -> None:
+    before = ui.deployment("evaluate")
+    (weekly,) = before["schedules"]
+    at = f"deployments/{before['id']}"
+    ui.patch(f"{at}/schedules/{weekly['id']}", {"active": True})
+    ui.post(f"{at}/schedules", [{"schedule": {"cron": "0 5 1 1 *"}, "active": False}])
+    ui.patch(f"deployments/{ui.deployment('index')['id']}", {"paused": True})
+    queue = ui.get("work_pools/longloom/queues/compute")
+    assert queue["concurrency_limit"] == 1
+    ui.patch("work_pools/longloom/queues/compute", {"concurrency_limit": 3})
+
+    done = subprocess.run(
+        [sys.executable, ROOT / "infra" / "bootstrap.py"],
+        env=environment(ui.store.root.parent) | {"PREFECT_API_URL": f"{ui.address}/api"},
+        cwd=ui.store.root.parent,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_TO_RUN,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "8 deployments" in done.stdout
+    after = ui.deployment("evaluate")
+    assert after["id"] == before["id"]
+    assert {(s["slug"], s["schedule"]["cron"], s["active"]) for s in after["schedules"]} == {
+        ("weekly", weekly["schedule"]["cron"], True),
+        (None, "0 5 1 1 *", False),
+    }
+    assert ui.deployment("index")["paused"] is True
+    assert ui.get("work_pools/longloom/queues/compute")["concurrency_limit"] == 3
+
+
+def test_bootstrap_without_a_server_is_one_clear_line(tmp_path: Path) -> None:
+    for address, line in (("", "set PREFECT_API_URL"), ("http://127.0.0.1:9/api", "does not answer")):
+        done = subprocess.run(
+            [sys.executable, ROOT / "infra" / "bootstrap.py"],
+            env=environment(tmp_path) | {"PREFECT_API_URL": address},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_TO_START,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert line in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_runs_of_a_killed_worker_free_their_place(ui: Ui) -> None:
+    dead = {"parameters": {"first": "a", "second": "b"}, "state": {"type": "RUNNING", "name": "Running"}}
+    run = ui.post(f"deployments/{ui.deployment('compare')['id']}/create_flow_run", dead)
+    assert crash_left_runs(f"{ui.address}/api") >= 1
+    state = ui.get(f"flow_runs/{run['id']}")["state"]
+    assert state["type"] == "CRASHED"
+    assert "continues with what is missing" in state["message"]
+
+
+@pytest.mark.parametrize(("change", "line"), [("port", "--port"), ("store", "another `longloom ui`")])
+def test_what_is_in_use_is_one_clear_line(
+    ui: Ui, change: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from longloom.flows.ui import serve
+
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    store = tmp_path if change == "port" else ui.store.root
+    port = int(ui.address.rsplit(":", 1)[1]) if change == "port" else 0
+    with pytest.raises(ValueError, match=line) as caught:
+        serve(str(store), port=port)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_interrupt_stops_everything(ui: Ui) -> None:
+    family = family_of(ui.process)
+    assert len(family) >= 3  # itself, the server, the worker
+    ui.process.send_signal(signal.SIGINT)
+    assert ui.process.wait(timeout=120) == 0
+    _, alive = psutil.wait_procs(family[1:], timeout=5)
+    assert [" ".join(each.cmdline()) for each in alive] == []
