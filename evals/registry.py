@@ -33,14 +33,19 @@ def scorable_names() -> list[str]:
     return sorted(_PREDICTIONS)
 
 
+def check_name(name: str) -> None:
+    """Raises ValueError for an unknown name, with the known ones. Imports no suite."""
+    if name not in _SUITES:
+        raise ValueError(f"unknown suite {name!r}; known: {', '.join(suite_names())}")
+
+
 def open_suite(name: str, source: Source) -> Suite:
     """Opens a suite on a source of records.
 
     Raises:
         ValueError: an unknown name (with the known ones), or an option that the suite does not have.
     """
-    if name not in _SUITES:
-        raise ValueError(f"unknown suite {name!r}; known: {', '.join(suite_names())}")
+    check_name(name)
     module, _, attribute = _SUITES[name].partition(":")
     suite: Suite = getattr(import_module(module), attribute)(source)
     return suite

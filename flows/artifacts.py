@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import FlowRunContext
 
 from longloom.storage.refs import ArtifactRef
@@ -25,15 +25,15 @@ def publish_scores(store: Store, ref: ArtifactRef, *, key: str) -> None:
         return
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(store.open(ref) / "scores.parquet").to_pylist()
+    rows = [{"run": key, **row} for row in pq.read_table(store.open(ref) / "scores.parquet").to_pylist()]
     create_table_artifact(table=rows, key=_key(f"scores-{key}"), description=f"{key}, artifact {ref.short()}")
 
 
 def publish_report(store: Store, ref: ArtifactRef, *, key: str) -> None:
-    """The report as a Markdown artifact, with a link to the page."""
+    """The report as a Markdown artifact; its description says where the page lies (the UI strips links to files)."""
     if FlowRunContext.get() is None:
         return
     folder = store.open(ref)
     text = (folder / "report.md").read_text(encoding="utf-8")
-    create_markdown_artifact(markdown=text[:LIMIT], key=_key(f"report-{key}"), description=f"artifact {ref.short()}")
-    create_link_artifact(link=(folder / "index.html").as_uri(), link_text="the report's page", key=_key(f"page-{key}"))
+    description = f"artifact {ref.short()}, its page: {folder / 'index.html'}"
+    create_markdown_artifact(markdown=text[:LIMIT], key=_key(f"report-{key}"), description=description)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import sys
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
@@ -18,11 +21,13 @@ from longloom.flows.params import (
     IndexParams,
     InstructionsParams,
     ModelParams,
+    PipelineIndexParams,
     PipelineParams,
+    PretrainParams,
 )
 
 Store = Annotated[str, Parameter(help="Folder of the artifacts.")]
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
+Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="Print one JSON object.")]
 Flat = Parameter(name="*")
 
 app = App(
@@ -30,17 +35,22 @@ app = App(
     help="Data and evaluation pipeline for long-context language models. Bad input ends with one line and exit code 2;"
     " --debug before the command shows the traceback.",
     version_flags=["--version"],
+    default_parameter=Parameter(negative_iterable=()),
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # main() has a line to say
 )
 
 
 def _flow(store: str) -> None:
     """Must come before the first import of a flow."""
-    from longloom.flows.runtime import prepare, quiet
+    from longloom.flows.runtime import prepare, quiet, start_server
+    from longloom.storage.store import Store
 
+    Store(store)  # says so if it cannot be one
     prepare(store)
     if not _DEBUG:
         quiet()
+    start_server()
 
 
 def _show(value: object, as_json: bool) -> None:
@@ -51,7 +61,10 @@ def _show(value: object, as_json: bool) -> None:
 
 @app.command
 def demo(
-    *, from_scratch: Annotated[bool, Parameter(negative="")] = False, store: Store = DEFAULT_STORE, json: Json = False
+    *,
+    from_scratch: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    store: Store = DEFAULT_STORE,
+    json: Json = False,
 ) -> None:
     """Run the whole pipeline on the standard library of the running Python: nothing to download.
 
@@ -59,7 +72,7 @@ def demo(
         from_scratch: Train tokenizer and model from random weights, in place of the repository's base checkpoint.
     """
     if from_scratch:
-        params = PipelineParams(index=IndexParams(tokenizer="train"), model=ModelParams(source="scratch"))
+        params = PipelineParams(index=PipelineIndexParams(tokenizer="train"), model=ModelParams(source="scratch"))
     else:
         params = PipelineParams()
     pipeline(params, store=store, json=json)
@@ -67,8 +80,8 @@ def demo(
 
 @app.command
 def pipeline(
-    params: Annotated[PipelineParams, Flat] = PipelineParams(),  # noqa: B008
     *,
+    params: Annotated[PipelineParams, Flat] = PipelineParams(),  # noqa: B008
     store: Store = DEFAULT_STORE,
     json: Json = False,
 ) -> None:
@@ -85,7 +98,7 @@ def pretrain(
     corpus: Annotated[CorpusParams, Flat] = CorpusParams(),  # noqa: B008
     *,
     index: IndexParams = IndexParams(),  # noqa: B008
-    model: ModelParams = ModelParams(source="scratch"),  # noqa: B008
+    model: PretrainParams = PretrainParams(),  # noqa: B008
     export: str | None = None,
     store: Store = DEFAULT_STORE,
     json: Json = False,
@@ -108,8 +121,8 @@ def pretrain(
 @app.command
 def index(
     corpus: Annotated[CorpusParams, Flat] = CorpusParams(),  # noqa: B008
-    index: Annotated[IndexParams, Flat] = IndexParams(),  # noqa: B008
     *,
+    index: Annotated[IndexParams, Flat] = IndexParams(),  # noqa: B008
     store: Store = DEFAULT_STORE,
     json: Json = False,
 ) -> None:
@@ -142,8 +155,8 @@ def count(
 
 @app.command
 def coreset(
-    coreset: Annotated[CoresetParams, Flat] = CoresetParams(),  # noqa: B008
     *,
+    coreset: Annotated[CoresetParams, Flat] = CoresetParams(),  # noqa: B008
     instructions: InstructionsParams = InstructionsParams(),  # noqa: B008
     model: ModelParams = ModelParams(),  # noqa: B008
     store: Store = DEFAULT_STORE,
@@ -158,18 +171,18 @@ def coreset(
 
 @app.command
 def finetune(
-    finetune: Annotated[FinetuneParams, Flat] = FinetuneParams(),  # noqa: B008
     *,
+    finetune: Annotated[FinetuneParams, Flat] = FinetuneParams(),  # noqa: B008
     instructions: InstructionsParams = InstructionsParams(),  # noqa: B008
     model: ModelParams = ModelParams(),  # noqa: B008
     coreset: CoresetParams = CoresetParams(),  # noqa: B008
-    on: Annotated[str, Parameter(help="all, or coreset: what its methods choose.")] = "all",
+    on: Annotated[
+        Literal["all", "coreset"], Parameter(help="The whole pool, or what each selection method chooses of it.")
+    ] = "all",
     store: Store = DEFAULT_STORE,
     json: Json = False,
 ) -> None:
     """Fine-tune a model on an instruction pool or on coresets of it."""
-    if on not in ("all", "coreset"):
-        raise ValueError(f"--on {on!r}: unknown, expected all or coreset")
     _flow(store)
     from longloom.flows.finetune import finetune as flow
 
@@ -178,10 +191,13 @@ def finetune(
 
 @app.command
 def evaluate(
-    evaluate: Annotated[EvaluateParams, Flat] = EvaluateParams(),  # noqa: B008
     *,
+    evaluate: Annotated[EvaluateParams, Flat] = EvaluateParams(),  # noqa: B008
     model: Annotated[
-        str, Parameter(help="A model folder, a hub name, base, or run:ID:LABEL of an earlier run.")
+        str,
+        Parameter(
+            help="A model folder, a hub name, base, or run:ID:LABEL of an earlier run (run:latest:finetune/tagcos)."
+        ),
     ] = "base",
     store: Store = DEFAULT_STORE,
     json: Json = False,
@@ -230,8 +246,8 @@ def compare(first: str, second: str = "latest", *, store: Store = DEFAULT_STORE,
     """Compare the scores and parameters of two pipeline runs.
 
     Args:
-        first: Id of a run, or the beginning of one.
-        second: Of the other.
+        first: Id of a run, the beginning of one, or latest.
+        second: The same of the other.
     """
     _flow(store)
     from longloom.flows.compare import compare as flow
@@ -242,9 +258,15 @@ def compare(first: str, second: str = "latest", *, store: Store = DEFAULT_STORE,
 
 @app.command
 def runs(*, limit: int = 20, store: Store = DEFAULT_STORE, json: Json = False) -> None:
-    """List the runs of a store, newest first."""
+    """List the runs of a store, newest first.
+
+    Args:
+        limit: Runs to list.
+    """
     from longloom.flows.show import show_runs
 
+    if limit < 1:
+        raise ValueError(f"--limit {limit}: too small, expected at least 1 run")
     show_runs(store, limit, as_json=json)
 
 
@@ -263,6 +285,21 @@ def gc(*, keep: int, store: Store = DEFAULT_STORE, json: Json = False) -> None:
 
 
 @app.command
+def ui(*, port: int = 4200, store: Store = DEFAULT_STORE) -> None:
+    """Serve Prefect's UI over the store's runs, with the deployments of prefect.yaml and a worker, until Ctrl-C.
+
+    Args:
+        port: Of the server, on the loopback interface.
+    """
+    from longloom.flows.runtime import prepare
+
+    prepare(store)  # not quiet: a run's page lives on its log lines
+    from longloom.flows.ui import serve
+
+    serve(store, port=port)
+
+
+@app.command
 def doctor(*, store: Store = DEFAULT_STORE, json: Json = False) -> None:
     """Check the installation, and read every byte of the store."""
     from longloom.flows.doctor import examine
@@ -275,18 +312,36 @@ def doctor(*, store: Store = DEFAULT_STORE, json: Json = False) -> None:
 _DEBUG = False
 
 
+class _Terminated(KeyboardInterrupt):
+    """A SIGTERM or SIGHUP: by default they end a process at once, and leave the server that Prefect started behind."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
 def main() -> None:
     """Entry point: one clear line for bad input, exit code 2; a traceback only with --debug."""
     global _DEBUG
     arguments = sys.argv[1:]
-    if "--debug" in arguments:
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--debug" in own:
         arguments.remove("--debug")
         _DEBUG = True
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(number, _terminate)
     try:
         app(arguments, exit_on_error=False, print_error=False)
-    except KeyboardInterrupt:
-        _fail("interrupted; the next run continues with what is missing", 130)
-    except (Exception, ExceptionGroup) as error:
+        sys.stdout.flush()
+    except KeyboardInterrupt as stop:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # Prefect's server is stopped now; a second one must not prevent it
+        _fail("interrupted; the next run continues with what is missing", 143 if type(stop) is _Terminated else 130)
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+    except Exception as error:
         if _DEBUG:
             raise
         _fail(*describe(error))
@@ -298,12 +353,16 @@ def describe(error: BaseException) -> tuple[str, int]:
         error = error.__cause__
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "parameters"
-        found = "" if isinstance(first["input"], dict) else f", found {first['input']!r}"
-        return f"{place}: {first['msg'].removeprefix('Value error, ')}{found}", 2
+        place = ".".join(str(part) for part in first["loc"])
+        text = first["msg"].removeprefix("Value error, ")
+        if first["type"] != "value_error":  # ours say themselves what was found
+            text += f", found {first['input']!r}"
+        return f"{place}: {text}" if place else text, 2
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"disk full: {error.filename or 'the store'} cannot be written; nothing was published", 2
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in text:
+        return f"disk full: {getattr(error, 'filename', None) or text}; nothing was published", 2
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}", 2
     if isinstance(error, CycloptsError | ValueError | FileNotFoundError | PermissionError | IsADirectoryError):
         return text, 2
     return f"{type(error).__name__}: {text} (run again with --debug for the traceback)", 1

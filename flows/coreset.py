@@ -9,7 +9,7 @@ from longloom.flows.params import DEFAULT_STORE, CoresetParams, InstructionsPara
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
-from longloom.tasks.coreset.task import gradient_features, needs_features, select
+from longloom.tasks.coreset.task import check_methods, gradient_features, needs_features, select
 from longloom.tasks.corpus.task import read_instructions
 from longloom.tasks.training.task import warm_up
 
@@ -54,7 +54,7 @@ def coresets_of(
                 instructions,
                 features if needs_features(method) else None,
                 method=method,
-                share=params.share,
+                share=params.share if params.count is None else None,
                 count=params.count,
                 clusters=params.clusters,
                 mode=params.mode,
@@ -65,7 +65,7 @@ def coresets_of(
     }
 
 
-@flow(name="coreset", flow_run_name="coreset")
+@flow(name="coreset", flow_run_name="coreset-{model.source}")
 def select_coreset(
     instructions: InstructionsParams = InstructionsParams(),  # noqa: B008 (frozen; Prefect shows it as the form's default)
     model: ModelParams = ModelParams(),  # noqa: B008
@@ -73,6 +73,7 @@ def select_coreset(
     store: str = DEFAULT_STORE,
 ) -> dict[str, ArtifactRef]:
     """Chooses a few percent of an instruction pool by gradient clusters and orthogonal matching pursuit (TAGCOS)."""
+    check_methods(coreset.methods)
     place = Store(store)
     given = {"instructions": instructions.model_dump(), "model": model.model_dump(), "coreset": coreset.model_dump()}
     with RunLog(place, "coreset", given) as log:

@@ -10,7 +10,13 @@ from longloom.flows.params import DEFAULT_STORE, EvaluateParams, ModelParams, pa
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
+from longloom.tasks.longcontext.task import check_names
 from longloom.tasks.longcontext.task import evaluate as evaluate_task
+
+
+def check_evaluation(params: EvaluateParams) -> None:
+    """Finds unknown names before the first stage runs (ValueError)."""
+    check_names(params.suite, [parse_policy(text)[0] for text in params.policies])
 
 
 def evaluations_of(
@@ -68,6 +74,7 @@ def evaluate(
     store: str = DEFAULT_STORE,
 ) -> dict[str, ArtifactRef]:
     """Evaluates a model on LongBench, L-Eval or a needle grid under one or several KV policies."""
+    check_evaluation(evaluate)
     place = Store(store)
     with RunLog(place, "evaluate", {"model": model.model_dump(), "evaluate": evaluate.model_dump()}) as log:
         network = log.add("model", model_of(place, model, None, None))

@@ -10,11 +10,12 @@ from longloom.flows.params import DEFAULT_STORE, CoresetParams, FinetuneParams, 
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
+from longloom.tasks.coreset.task import check_methods
 from longloom.tasks.corpus.task import read_instructions
 from longloom.tasks.training.task import finetune as finetune_task
 
 
-@flow(name="finetune", flow_run_name="finetune")
+@flow(name="finetune", flow_run_name="finetune-{model.source}")
 def finetune(
     instructions: InstructionsParams = InstructionsParams(),  # noqa: B008 (frozen; Prefect shows it as the form's default)
     model: ModelParams = ModelParams(),  # noqa: B008
@@ -23,6 +24,7 @@ def finetune(
     store: str = DEFAULT_STORE,
 ) -> dict[str, ArtifactRef]:
     """Fine-tunes on everything, or with `coreset` on what each of its methods chooses."""
+    check_methods(coreset.methods if coreset else [])
     place = Store(store)
     given = {
         "instructions": instructions.model_dump(),

@@ -22,7 +22,7 @@ def tokenizer_of(store: Store, corpus: ArtifactRef, params: IndexParams) -> Arti
     return import_model(store, params.tokenizer)
 
 
-@flow(name="index", flow_run_name="index")
+@flow(name="index", flow_run_name="index-{index.tokenizer}")
 def build_index(
     corpus: CorpusParams = CorpusParams(),  # noqa: B008 (frozen; Prefect shows it as the form's default)
     index: IndexParams = IndexParams(),  # noqa: B008

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from prefect import flow
 
-from longloom.flows.params import DEFAULT_STORE, CorpusParams, IndexParams, ModelParams
+from longloom.flows.index import tokenizer_of
+from longloom.flows.params import DEFAULT_STORE, CorpusParams, IndexParams, ModelParams, PretrainParams
 from longloom.storage.refs import ArtifactRef
-from longloom.storage.runs import RunLog
+from longloom.storage.runs import RunLog, get_run, list_runs
 from longloom.storage.store import Store
-from longloom.tasks.corpus.task import read_corpus, train_tokenizer
+from longloom.tasks.corpus.task import read_corpus
 from longloom.tasks.training.task import import_model
 from longloom.tasks.training.task import pretrain as pretrain_task
+
+#: A model source `run:ID:LABEL` is the model of this label that an earlier run used or made.
+RUN_PREFIX = "run:"
 
 
 def model_of(
@@ -25,8 +29,10 @@ def model_of(
         tokenizer: needed for `scratch`.
 
     Raises:
-        ValueError: `scratch` without a corpus and a tokenizer.
+        ValueError: `scratch` without a corpus and a tokenizer; no such run, or none of its models has that label.
     """
+    if params.source.startswith(RUN_PREFIX):
+        return _of_run(store, params.source)
     if params.source == "scratch":
         if corpus is None or tokenizer is None:
             raise ValueError(
@@ -39,22 +45,39 @@ def model_of(
     return start
 
 
+def _of_run(store: Store, source: str) -> ArtifactRef:
+    """The model `run:ID:LABEL`; with the ID `latest`, of the newest run that has it."""
+    name, _, label = source.removeprefix(RUN_PREFIX).partition(":")
+    runs = list_runs(store) if name == "latest" else [get_run(store, name)]
+    known: dict[str, None] = {}
+    for run in runs:
+        models = {key: ref for key, ref in run.stages.items() if ref.kind == "model" and key != "tokenizer"}
+        if label in models:
+            return models[label]
+        known |= dict.fromkeys(models)
+    found = ", ".join(known) or "none"
+    raise ValueError(f"model {source!r}: no such model, expected {RUN_PREFIX}{name}:LABEL; the labels there: {found}")
+
+
 def _pretrain(store: Store, corpus: ArtifactRef, start: ArtifactRef, recipe: str, params: ModelParams) -> ArtifactRef:
     return pretrain_task(store, corpus, start, recipe=recipe, size=params.size, tokens=params.tokens, seed=params.seed)
 
 
-@flow(name="pretrain", flow_run_name="pretrain")
+@flow(name="pretrain", flow_run_name="pretrain-{model.source}")
 def pretrain(
     corpus: CorpusParams = CorpusParams(),  # noqa: B008 (frozen; Prefect shows it as the form's default)
     index: IndexParams = IndexParams(),  # noqa: B008
-    model: ModelParams = ModelParams(source="scratch"),  # noqa: B008
+    model: PretrainParams = PretrainParams(),  # noqa: B008
     store: str = DEFAULT_STORE,
 ) -> ArtifactRef:
     """Trains a small model on a corpus, from random weights or from the repository's checkpoint."""
     place = Store(store)
-    with RunLog(place, "pretrain", {"corpus": corpus.model_dump(), "model": model.model_dump()}) as log:
+    given = {"corpus": corpus.model_dump(), "index": index.model_dump(), "model": model.model_dump()}
+    with RunLog(place, "pretrain", given) as log:
         documents = log.add("corpus", read_corpus(place, **corpus.model_dump()))
         tokenizer = None
         if model.source == "scratch":
-            tokenizer = log.add("tokenizer", train_tokenizer(place, documents, vocab_size=index.vocab_size))
+            tokenizer = tokenizer_of(place, documents, index)
+            if tokenizer is not None:
+                log.add("tokenizer", tokenizer)
         return log.add("model", model_of(place, model, documents, tokenizer))

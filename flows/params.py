@@ -6,7 +6,7 @@ Imports pydantic alone: a form model in a module that misses a heavy library sil
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -21,7 +21,12 @@ StageName = Literal["corpus", "index", "model", "instructions", "coreset", "fine
 class Params(BaseModel):
     """The common manner: unknown names are refused, values are not changed after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        model_title_generator=lambda model: model.__name__.removesuffix("Params"),
+    )
 
 
 class CorpusParams(Params):
@@ -60,14 +65,23 @@ class ModelParams(Params):
     source: str = Field(
         default="base",
         min_length=1,
-        description="base (the repository's checkpoint, trained further on the corpus), scratch (trained on the corpus"
-        " from random weights), a model folder or a hub name",
+        description="base (the repository's checkpoint; pipeline and pretrain train it further on the corpus), scratch"
+        " (trained on the corpus from random weights), a model folder, a hub name, or run:ID:LABEL, a model of an"
+        " earlier run, such as run:latest:finetune/tagcos",
     )
     size: str = Field(default="1m", description="shape of a model trained from scratch")
     tokens: int | None = Field(
         default=None, ge=10_000, description="tokens to train on; the recipe's own number by default"
     )
     seed: int = Field(default=0, ge=0, description="of weights and batches")
+
+
+class PretrainParams(ModelParams):
+    """Which model to train."""
+
+    source: Literal["scratch", "base"] = Field(  # type: ignore[assignment]  # narrower
+        default="scratch", description="from random weights, or the repository's checkpoint trained further"
+    )
 
 
 class InstructionsParams(Params):
@@ -81,7 +95,7 @@ class InstructionsParams(Params):
     on_bad_record: Literal["stop", "skip"] = Field(
         default="stop", description="stop at a bad record, or skip and count it"
     )
-    examples: int = Field(default=2400, ge=10, description="examples derived from the standard library")
+    examples: int = Field(default=1600, ge=10, description="examples derived from the standard library")
     characters: int = Field(default=2000, ge=600, description="characters of its longest example")
     seed: int = Field(default=0, ge=0, description="of the derivation")
 
@@ -90,8 +104,8 @@ class CoresetParams(Params):
     """What to choose from the pool."""
 
     methods: list[str] = Field(default=["tagcos", "random"], min_length=1, description="selection methods")
-    share: float | None = Field(default=0.05, gt=0, le=1, description="of the pool")
-    count: int | None = Field(default=None, ge=1, description="examples, in place of a share")
+    share: float = Field(default=0.05, gt=0, le=1, description="how much of the pool to choose")
+    count: int | None = Field(default=None, ge=1, description="examples to choose, in place of the share")
     clusters: int = Field(default=20, ge=1, description="of k-means")
     mode: Literal["default", "released"] = Field(
         default="default", description="exact budgets, or the released algorithm"
@@ -107,19 +121,13 @@ class CoresetParams(Params):
     max_length: int = Field(default=1024, ge=8, description="tokens of an example")
     seed: int = Field(default=0, ge=0, description="of the sample, the projection, k-means and the draw")
 
-    @model_validator(mode="after")
-    def _one_budget(self) -> CoresetParams:
-        if (self.share is None) == (self.count is None):
-            raise ValueError(f"give either share or count, found share={self.share} and count={self.count}")
-        return self
-
 
 class FinetuneParams(Params):
     """How to train on the chosen examples."""
 
     tuning: Literal["lora", "full"] = Field(default="full", description="adapters on the attention, or all weights")
     epochs: int = Field(default=3, ge=1, description="passes over the examples")
-    batch: int = Field(default=16, ge=1, description="examples a step")
+    batch: int = Field(default=4, ge=1, description="examples a step")
     learning_rate: float = Field(default=5e-4, gt=0, description="peak")
     rank: int = Field(default=16, ge=1, description="of LoRA")
     alpha: int = Field(default=64, ge=1, description="of LoRA")
@@ -166,9 +174,13 @@ class EvaluateParams(Params):
     )
     batch: int = Field(default=8, ge=1, description="prompts at once")
     seed: int = Field(default=0, ge=0, description="of generated samples and intervals")
-    lengths: list[int] = Field(default=[128, 256, 512, 768, 1000], description="needle: tokens of a prompt")
-    depths: list[int] = Field(default=[0, 25, 50, 75, 100], description="needle: depth in percent")
-    samples: int = Field(default=4, ge=1, description="needle: samples a cell")
+    lengths: list[Annotated[int, Field(ge=1)]] = Field(
+        default=[128, 256, 512, 768, 1000], min_length=1, description="needle: tokens of a prompt"
+    )
+    depths: list[Annotated[int, Field(ge=0, le=100)]] = Field(
+        default=[0, 25, 50, 75, 100], min_length=1, description="needle: depth in percent"
+    )
+    samples: int = Field(default=2, ge=1, description="needle: samples a cell")
     style: Literal["prose", "code"] = Field(
         default="prose", description="needle: a sentence, or a comment line in code"
     )
@@ -181,19 +193,37 @@ class EvaluateParams(Params):
         return value
 
 
+class PipelineIndexParams(IndexParams):
+    """How to index it; its own class, so that the default also holds where only other fields are given."""
+
+    tokenizer: str = Field(default="base", description=IndexParams.model_fields["tokenizer"].description)
+
+
+class PipelineEvaluateParams(EvaluateParams):
+    """What to measure, under which KV policies."""
+
+    suite: str = Field(default="records", description=EvaluateParams.model_fields["suite"].description)
+    policies: list[str] = Field(
+        default=["full", "streaming:sink=4,window=252"],
+        min_length=1,
+        description=EvaluateParams.model_fields["policies"].description,
+    )
+    style: Literal["prose", "code"] = Field(
+        default="code", description=EvaluateParams.model_fields["style"].description
+    )
+
+
 class PipelineParams(Params):
     """The whole pipeline; without arguments, the demo."""
 
     corpus: CorpusParams = CorpusParams()
-    index: IndexParams = IndexParams(tokenizer="base")
+    index: PipelineIndexParams = PipelineIndexParams()
     model: ModelParams = ModelParams()
     instructions: InstructionsParams = InstructionsParams()
     coreset: CoresetParams = CoresetParams()
     finetune: FinetuneParams = FinetuneParams()
-    evaluate: EvaluateParams = EvaluateParams(
-        suite="records", policies=["full", "streaming:sink=4,window=252"], style="code"
-    )
-    records: int = Field(default=30, ge=1, description="evaluation records a task derived from held-out modules")
+    evaluate: PipelineEvaluateParams = PipelineEvaluateParams()
+    records: int = Field(default=24, ge=1, description="evaluation records a task derived from held-out modules")
     needle: bool = Field(default=True, description="measure the needle grid too")
     full_pool: bool = Field(default=True, description="train on the whole pool too, for comparison")
     from_stage: StageName = Field(default="corpus", description="stages before it must be in the store")
@@ -203,4 +233,15 @@ class PipelineParams(Params):
     def _order(self) -> PipelineParams:
         if STAGES.index(self.from_stage) > STAGES.index(self.until_stage):
             raise ValueError(f"from_stage {self.from_stage} comes after until_stage {self.until_stage}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_records(self) -> PipelineParams:
+        evaluates = STAGES.index(self.until_stage) >= STAGES.index("evaluate")
+        derived = self.evaluate.suite == "records" and self.evaluate.data is None
+        if evaluates and derived and self.corpus.sources != [STANDARD_LIBRARY]:
+            raise ValueError(
+                f"evaluate.suite records has no evaluate.data, and records are derived from {STANDARD_LIBRARY} alone;"
+                " give a folder of records, another suite, or until_stage finetune"
+            )
         return self

@@ -6,13 +6,14 @@ from prefect import flow
 
 from longloom.flows.artifacts import publish_report
 from longloom.flows.coreset import coresets_of
-from longloom.flows.evaluate import evaluations_of
+from longloom.flows.evaluate import check_evaluation, evaluations_of
 from longloom.flows.index import tokenizer_of
 from longloom.flows.model import model_of
 from longloom.flows.params import DEFAULT_STORE, STAGES, STANDARD_LIBRARY, PipelineParams, StageName
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
+from longloom.tasks.coreset.task import check_methods
 from longloom.tasks.corpus.task import make_records, read_corpus, read_instructions
 from longloom.tasks.ngrams.task import build_index
 from longloom.tasks.report.task import report
@@ -38,9 +39,11 @@ class _Range:
         return STAGES.index(stage) <= self.last
 
 
-@flow(name="pipeline", flow_run_name="pipeline")
+@flow(name="pipeline", flow_run_name="pipeline-{params.model.source}-{params.evaluate.suite}")
 def pipeline(params: PipelineParams = PipelineParams(), store: str = DEFAULT_STORE) -> dict[str, ArtifactRef]:  # noqa: B008
     """From a corpus and instructions to a trained, evaluated model and a report; without parameters, the demo."""
+    check_methods(params.coreset.methods)
+    check_evaluation(params.evaluate)
     stages = _Range(store, params.from_stage, params.until_stage)
     with RunLog(stages.stores[0], "pipeline", params.model_dump()) as log:
         _run(params, stages, log)
@@ -89,7 +92,8 @@ def _run(params: PipelineParams, stages: _Range, log: RunLog) -> None:
     if stages.has("report"):
         place = stages.store("report")
         page = log.add(
-            "report", report(place, dict(log.run.stages), title="longloom: " + ", ".join(params.corpus.sources))
+            "report",
+            report(place, dict(log.run.stages), title="longloom: " + ", ".join(map(_name, params.corpus.sources))),
         )
         publish_report(place, page, key="pipeline")
 
@@ -99,12 +103,19 @@ def _evaluate(params: PipelineParams, store: Store, log: RunLog, models: dict[st
     haystack = log.run.stages["corpus"]
     if params.corpus.sources == [STANDARD_LIBRARY]:
         haystack = log.add("held-out", read_corpus(store, sources=[STANDARD_LIBRARY], held_out=True))
-    if data is None and params.evaluate.suite == "records" and params.corpus.sources == [STANDARD_LIBRARY]:
+    if data is None and params.evaluate.suite == "records":
         records = make_records(
             store, records_per_task=params.records, characters=RECORD_CHARACTERS, seed=params.evaluate.seed
         )
         data = log.add("records", records)
+    if data is None and params.evaluate.suite == "needle":
+        data = haystack
     for label, model in models.items():
         evaluations_of(store, log, label, model, params.evaluate, suite=params.evaluate.suite, data=data)
-        if params.needle:
+        if params.needle and params.evaluate.suite != "needle":
             evaluations_of(store, log, label, model, params.evaluate, suite="needle", data=haystack)
+
+
+def _name(source: str) -> str:
+    """The last part of a place: no path of a machine goes into a report."""
+    return source.rstrip("/").rsplit("/", 1)[-1]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import subprocess
+import warnings
 from pathlib import Path
 
 #: Set unless the user set them. Telemetry is off in what we start; a cold ephemeral database takes 20-27 s to come up,
@@ -38,4 +41,27 @@ def quiet() -> None:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers follows it too
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    # peft asks transformers by a name that is to go; nothing that a user could mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def start_server() -> None:
+    """Starts the server that Prefect would start for a run, unless one of the user's own is set.
+
+    In a process group of its own: a Ctrl-C goes to every process of the terminal's group, and Prefect waits for minutes
+    for a server that has gone before the run could tell it about its end. Prefect stops it when this process exits.
+    """
+    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED
+
+    if PREFECT_API_URL.value() or not PREFECT_SERVER_EPHEMERAL_ENABLED.value():
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+
+    ordinary = subprocess.Popen
+    subprocess.Popen = functools.partial(ordinary, process_group=0)  # type: ignore[assignment, misc]
+    try:
+        SubprocessASGIServer().start()
+    finally:
+        subprocess.Popen = ordinary  # type: ignore[misc]

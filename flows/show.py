@@ -19,7 +19,7 @@ from longloom.storage.store import Store
 
 
 def console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False, markup=False, soft_wrap=True)  # a text of the user's may hold brackets
 
 
 def _plain(value: Any) -> Any:
@@ -82,7 +82,7 @@ def show_evaluations(found: dict[str, ArtifactRef], store: str, *, as_json: bool
         return
     console().print(scores_table(rows))
     for policy, ref in found.items():
-        console().print(f"[dim]{policy}: samples in {place.open(ref) / 'samples.parquet'}[/dim]")
+        console().print(f"{policy}: samples in {place.open(ref) / 'samples.parquet'}", style="dim")
 
 
 def show_pipeline(stages: dict[str, ArtifactRef], store: str, *, as_json: bool) -> None:

@@ -4,52 +4,49 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import duckdb
-
-from longloom.storage.manifest import MANIFEST
+from longloom.storage.duck import connect
 from longloom.storage.store import Store
-
-_NAMES = "stage VARCHAR, kind VARCHAR, key VARCHAR, digest VARCHAR, seconds DOUBLE, created VARCHAR"
-_COLUMNS = (
-    "{stage: 'VARCHAR', kind: 'VARCHAR', key: 'VARCHAR', digest: 'VARCHAR', seconds: 'DOUBLE', created: 'VARCHAR',"
-    " parents: 'MAP(VARCHAR, VARCHAR)'}"
-)
 
 
 class Catalog:
     """A read-only view of a store at one moment.
 
     Args:
-        store: its manifests are read once, here.
+        store: its manifests are read once, here; damaged ones are passed over.
     """
 
     def __init__(self, store: Store) -> None:
-        self._database = duckdb.connect()
-        pattern = str(store.root / "artifacts" / "*" / "*" / MANIFEST)
-        source = f"read_json(?, columns={_COLUMNS}, maximum_object_size=268435456)"
-        if any(store.root.glob(f"artifacts/*/*/{MANIFEST}")):
-            self._database.execute(f"CREATE TABLE artifacts AS SELECT * FROM {source}", [pattern])
-        else:
-            self._database.execute(f"CREATE TABLE artifacts ({_NAMES}, parents MAP(VARCHAR, VARCHAR))")
+        self._database = connect(memory_limit_gib=1, threads=1, temp_directory=store.root / "spill")
+        self._database.execute(
+            "CREATE TABLE artifacts (kind VARCHAR, key VARCHAR, digest VARCHAR, seconds DOUBLE, created VARCHAR)"
+        )
+        self._database.execute("CREATE TABLE parents (digest VARCHAR, name VARCHAR, parent VARCHAR)")
+        for manifest in store.manifests():
+            row = [manifest.kind, manifest.key, manifest.digest, manifest.seconds, manifest.created]
+            self._database.execute("INSERT INTO artifacts VALUES (?, ?, ?, ?, ?)", row)
+            for name, parent in manifest.parents.items():
+                self._database.execute("INSERT INTO parents VALUES (?, ?, ?)", [manifest.digest, name, parent])
 
     def artifacts(self) -> list[dict[str, object]]:
         """Every artifact: kind, key, digest, seconds, created; oldest first."""
-        return self._rows("SELECT kind, key, digest, seconds, created FROM artifacts ORDER BY created, key", [])
+        return self._rows("SELECT * FROM artifacts ORDER BY created, key", [])
 
     def lineage(self, digest: str) -> list[dict[str, object]]:
-        """An artifact and its ancestors: kind, digest, depth (0 for itself), the name under which it is an input."""
+        """An artifact and its ancestors: kind, digest, name (under which it is an input), depth (0 for itself)."""
+        # A stage that changes nothing writes the digest of its own input: a cycle, which no shortest way goes round.
         return self._rows(
             """
             WITH RECURSIVE up(digest, name, depth) AS (
                 SELECT ?, '', 0
                 UNION
-                SELECT parent.value, parent.key, up.depth + 1
-                FROM up JOIN artifacts USING (digest), UNNEST(map_entries(artifacts.parents)) AS entry(parent)
+                SELECT parents.parent, parents.name, up.depth + 1
+                FROM up JOIN parents USING (digest)
+                WHERE up.depth < (SELECT count(DISTINCT digest) FROM parents)
             )
-            SELECT DISTINCT coalesce(artifacts.kind, 'outside the store') AS kind, up.digest AS digest, up.name AS name,
+            SELECT coalesce(artifacts.kind, 'outside the store') AS kind, up.digest AS digest, up.name AS name,
                    min(up.depth) AS depth
-            FROM up LEFT JOIN artifacts USING (digest)
-            GROUP BY ALL ORDER BY depth, kind, name
+            FROM up LEFT JOIN (SELECT DISTINCT kind, digest FROM artifacts) AS artifacts USING (digest)
+            GROUP BY ALL ORDER BY depth, kind, name, digest
             """,
             [digest],
         )

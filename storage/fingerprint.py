@@ -7,12 +7,12 @@ stamp (size, times, inode) changed.
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from longloom.storage.manifest import hash_file
-from longloom.storage.store import Store, file_stamp, write_atomic
+from longloom.storage.stamps import Stamps
+from longloom.storage.store import Store
 
 
 def fingerprint(store: Store, paths: Iterable[Path], *, base: Path | None = None) -> str:
@@ -30,23 +30,13 @@ def fingerprint(store: Store, paths: Iterable[Path], *, base: Path | None = None
         FileNotFoundError: one of the files is missing.
     """
     files = [path.absolute() for path in paths]
-    listing = hashlib.sha256("\n".join(map(str, files)).encode()).hexdigest()[:32]
-    stamps_file = store.root / "verified" / "fingerprints" / f"{listing}.json"
-    try:
-        known = json.loads(stamps_file.read_bytes())
-    except (OSError, ValueError):
-        known = {}
-    fresh: dict[str, list[object]] = {}
+    listing = hashlib.sha256(b"\n".join(map(os.fsencode, files))).hexdigest()[:32]
+    stamps = Stamps(store.root / "verified" / "fingerprints" / f"{listing}.json")
     total = hashlib.sha256()
     for path in files:
-        stamp = file_stamp(path)
-        entry = known.get(str(path))
-        digest = entry[-1] if entry and entry[:-1] == stamp else hash_file(path)
-        fresh[str(path)] = [*stamp, digest]
         name = path.relative_to(base.absolute()).as_posix() if base else path.name
-        total.update(f"{digest}  {name}\n".encode())
-    if fresh != known:
-        write_atomic(stamps_file, json.dumps(fresh))
+        total.update(os.fsencode(f"{stamps.digest(path, str(path))}  {name}\n"))
+    stamps.save()
     return total.hexdigest()
 
 

@@ -36,7 +36,7 @@ _RECORDED = (
 class FileEntry(BaseModel):
     """One file of an artifact."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str = Field(description="POSIX path below the artifact's folder")
     bytes: int
@@ -47,7 +47,7 @@ class FileEntry(BaseModel):
 class Manifest(BaseModel):
     """Everything that is known of one artifact; written last, beside its files."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     store_schema: int = STORE_SCHEMA
     stage: str
@@ -67,6 +67,19 @@ class Manifest(BaseModel):
     created: str = ""
     code: str = ""
     environment: dict[str, str] = Field(default_factory=dict)
+    seal: str = Field(default="", description="sha256 over all the other fields: finds damage in this file itself")
+
+    def sealed(self) -> Manifest:
+        """The same manifest with its seal."""
+        return self.model_copy(update={"seal": self._seal()})
+
+    def is_whole(self) -> bool:
+        """Whether the fields are those that were sealed, and the digest is the one of the files."""
+        return self.seal in ("", self._seal()) and content_digest(self.files) == self.digest
+
+    def _seal(self) -> str:
+        text = canonical_json(json.loads(self.model_dump_json(exclude={"seal"})))  # as a reader will find it
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def ref(self) -> ArtifactRef:
         """The reference that leads here."""

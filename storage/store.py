@@ -10,44 +10,25 @@ A killed build leaves only its work folder. Two builds of one key: the second wa
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from longloom.storage.manifest import MANIFEST, FileEntry, Manifest, content_digest, hash_file, list_files
+from longloom.storage.atomic import write_atomic
+from longloom.storage.manifest import MANIFEST, FileEntry, Manifest, canonical_json, content_digest, list_files
 from longloom.storage.refs import ArtifactRef
+from longloom.storage.stamps import Stamps
 from longloom.storage.stats import Stats
 
 
 class DamagedArtifact(ValueError):
     """An artifact whose bytes are not those of its manifest."""
-
-
-def file_stamp(path: Path) -> list[int]:
-    """[size, mtime, ctime, inode]: changes with every ordinary write, as in git's index."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Writes `text` so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Store:
@@ -82,17 +63,35 @@ class Store:
         return self.root / "work" / f"{kind}-{key}"
 
     @contextlib.contextmanager
-    def lock(self, kind: str, key: str) -> Iterator[None]:
-        """Held by the one process that builds this key; freed by the system when that process dies."""
+    def lock(self, kind: str, key: str, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+        """Held by the one process that builds this key; freed by the system when that process dies.
+
+        Args:
+            kind, key: of the artifact.
+            on_wait: called once if another process holds it.
+        """
+        lock = self.file_lock(f"{kind}-{key}")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            if on_wait is not None:
+                on_wait()
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def file_lock(self, name: str) -> FileLock:
+        """A lock between processes, not yet taken: `<root>/locks/<name>.lock`."""
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{kind}-{key}.lock"):
-            yield
+        return FileLock(folder / f"{name}.lock", thread_local=False)
 
     # ---- reading
 
     def find(self, kind: str, key: str) -> ArtifactRef | None:
-        """The verified artifact under this key; None when it is missing or damaged (a damaged one is set aside)."""
+        """The verified artifact under this key; None when it is missing or damaged (then `publish` replaces it)."""
         folder = self.artifact_folder(kind, key)
         if not (folder / MANIFEST).exists():
             return None
@@ -137,31 +136,34 @@ class Store:
         """Reads the manifest and hashes each file whose stamp is not the one of its last full hash.
 
         Raises:
-            DamagedArtifact: a file is missing or changed, or the manifest is.
+            DamagedArtifact: a file is missing, changed or added (hidden ones do not count), or the manifest is damaged.
         """
         manifest = self._read_manifest(folder)
         if (folder.parent.name, folder.name) != (manifest.kind, manifest.key):
             raise DamagedArtifact(f"{folder.name}: holds the manifest of {manifest.kind}/{manifest.key}")
-        stamps_file = self.root / "verified" / f"{manifest.kind}-{manifest.key}.json"
-        try:
-            stamps = json.loads(stamps_file.read_bytes())
-        except (OSError, ValueError):
-            stamps = {}
-        fresh: dict[str, list[object]] = {}
+        name = f"{manifest.kind}/{manifest.key}"
+        if not manifest.is_whole():
+            raise DamagedArtifact(f"{name}: its {MANIFEST} was changed after publishing")
+        stamps = Stamps(self._stamps_file(manifest.kind, manifest.key))
         for entry in manifest.files:
-            path = folder / entry.path
             try:
-                stamp = [*file_stamp(path), entry.sha256]
-            except OSError:
-                raise DamagedArtifact(f"{manifest.kind}/{manifest.key}: {entry.path} is missing") from None
-            if stamps.get(entry.path) != stamp and (stamp[0] != entry.bytes or hash_file(path) != entry.sha256):
-                raise DamagedArtifact(f"{manifest.kind}/{manifest.key}: {entry.path} was changed after publishing")
-            fresh[entry.path] = stamp
-        if content_digest(manifest.files) != manifest.digest:
-            raise DamagedArtifact(f"{manifest.kind}/{manifest.key}: its manifest contradicts itself")
-        if fresh != stamps:
-            write_atomic(stamps_file, json.dumps(fresh))
+                digest = stamps.digest(folder / entry.path, entry.path)
+            except FileNotFoundError:
+                raise DamagedArtifact(f"{name}: {entry.path} is missing") from None
+            except OSError as error:
+                raise DamagedArtifact(f"{name}: {entry.path} cannot be read ({error.strerror})") from None
+            if digest != entry.sha256:
+                raise DamagedArtifact(f"{name}: {entry.path} was changed after publishing")
+        found = (path.relative_to(folder) for path in list_files(folder))
+        visible = {path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)}
+        added = visible - {entry.path for entry in manifest.files}
+        if added:  # whoever reads `documents-*.parquet` would read it too
+            raise DamagedArtifact(f"{name}: {min(added)} was added after publishing")
+        stamps.save()
         return manifest
+
+    def _stamps_file(self, kind: str, key: str) -> Path:
+        return self.root / "verified" / f"{kind}-{key}.json"
 
     # ---- writing
 
@@ -171,7 +173,13 @@ class Store:
         if folder.exists() and not resume:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for path in (folder / MANIFEST, *folder.glob(f".{MANIFEST}.*")):  # killed while publishing: not the body's
+            path.unlink(missing_ok=True)
         return folder
+
+    def abandon(self, kind: str, key: str) -> None:
+        """Deletes the work folder of a build that failed and cannot be resumed. Call under `lock`."""
+        shutil.rmtree(self.work_folder(kind, key), ignore_errors=True)
 
     def publish(
         self,
@@ -192,20 +200,33 @@ class Store:
         """Hashes the work folder, writes the manifest last, and renames the whole into place. Call under `lock`.
 
         Raises:
-            ValueError: the build wrote nothing, or named a volatile file that it did not write.
+            ValueError: the build wrote nothing or a link, named a volatile file that it did not write, or has a
+                finding that is no JSON.
         """
+        for name, value in stats.values.items():
+            try:
+                canonical_json(value)
+            except (TypeError, ValueError) as error:
+                found = repr(value)[:100]
+                raise ValueError(f"stage {stage}: the finding {name} is {found}, expected JSON ({error})") from None
+        link = next((path for path in sorted(work.rglob("*")) if path.is_symlink()), None)
+        if link is not None:
+            raise ValueError(f"stage {stage}: wrote the link {link.relative_to(work)}, expected files of its own")
         paths = list_files(work)
         names = {path.relative_to(work).as_posix() for path in paths}
         if not names or not set(stats.volatile) <= names:
             missing = sorted(set(stats.volatile) - names) or "any file"
             raise ValueError(f"stage {stage}: did not write {missing}")
         entries = []
+        self._stamps_file(kind, key).unlink(missing_ok=True)
+        stamps = Stamps(self._stamps_file(kind, key))
         for path in paths:
             name = path.relative_to(work).as_posix()
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+            digest = stamps.digest(path, name)
             entries.append(
-                FileEntry(path=name, bytes=path.stat().st_size, sha256=hash_file(path), volatile=name in stats.volatile)
+                FileEntry(path=name, bytes=path.stat().st_size, sha256=digest, volatile=name in stats.volatile)
             )
         manifest = Manifest(
             stage=stage,
@@ -220,24 +241,24 @@ class Store:
             values=stats.values,
             files=entries,
             seconds=round(seconds, 3),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created=datetime.now(UTC).isoformat(timespec="milliseconds"),
             code=code,
             environment=environment,
-        )
+        ).sealed()
         write_atomic(work / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
         target = self.artifact_folder(kind, key)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():  # a damaged one: out of the way first, since a rename cannot replace a full folder
             self._discard(target)
         work.rename(target)
-        self.verify(target)
+        stamps.save()  # a rename of the folder leaves the stamps of its files as they are
         return manifest.ref()
 
     def _discard(self, folder: Path) -> None:
         trash = self.root / "work" / f"trash-{uuid.uuid4().hex}"
         trash.parent.mkdir(parents=True, exist_ok=True)
         folder.rename(trash)
-        shutil.rmtree(trash)
+        shutil.rmtree(trash, ignore_errors=True)  # what is left of it goes with the next gc
 
     # ---- upkeep
 
@@ -252,12 +273,15 @@ class Store:
     def gc(self, keep: set[str]) -> list[str]:
         """Deletes every artifact but those with a digest in `keep` and their ancestors, and all dead work folders.
 
+        What a process is building at the moment stays.
+
         Args:
             keep: digests of artifacts that must stay.
 
         Returns:
             What was deleted: `<kind>/<key>` of artifacts, `work/<name>` of work folders.
         """
+        folders = sorted(self.root.glob("artifacts/*/*"))  # before the manifests: what is published from now on stays
         manifests = list(self.manifests())
         alive = set(keep)
         while True:
@@ -269,16 +293,15 @@ class Store:
             alive |= parents
         kept = {(manifest.kind, manifest.key) for manifest in manifests if manifest.digest in alive}
         deleted = []
-        for folder in sorted(self.root.glob("artifacts/*/*")):
-            name = (folder.parent.name, folder.name)
-            if name not in kept:
-                with self.lock(*name):
+        for folder in folders:
+            kind, key = folder.parent.name, folder.name
+            if (kind, key) not in kept:
+                with contextlib.suppress(Timeout), self.file_lock(f"{kind}-{key}").acquire(blocking=False):
                     self._discard(folder)
-                (self.root / "verified" / "{}-{}.json".format(*name)).unlink(missing_ok=True)
-                deleted.append("/".join(name))
+                    self._stamps_file(kind, key).unlink(missing_ok=True)
+                    deleted.append(f"{kind}/{key}")
         for folder in sorted(self.root.glob("work/*")):
-            lock = FileLock(self.root / "locks" / f"{folder.name}.lock", blocking=False)
-            with contextlib.suppress(TimeoutError), lock:  # held: a build is going on in it
-                shutil.rmtree(folder)
+            with contextlib.suppress(Timeout), self.file_lock(folder.name).acquire(blocking=False):
+                shutil.rmtree(folder, ignore_errors=True)
                 deleted.append(f"work/{folder.name}")
         return deleted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -10,6 +11,7 @@ from types import TracebackType
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from longloom.storage.refs import ArtifactRef
@@ -33,6 +35,7 @@ class StageLine:
 
     def __init__(self, label: str) -> None:
         self.label = label
+        self._name = escape(f"{label:<28}")
         self._bar: Progress | None = None
         self._row: TaskID | None = None
         self._artifact: object | None = None
@@ -40,11 +43,15 @@ class StageLine:
 
     def unchanged(self, ref: ArtifactRef) -> None:
         """Says that nothing had to be done."""
-        console().print(f"[dim]= {self.label:<28} unchanged  {ref.digest[:12]}  {counts_text(ref)}[/dim]")
+        console().print(f"[dim]= {self._name} unchanged  {ref.digest[:12]}  {counts_text(ref)}[/dim]")
+
+    def waiting(self) -> None:
+        """Says that another process builds the same."""
+        console().print(f"[dim]~ {self._name} waits for another process that builds it[/dim]")
 
     def built(self, ref: ArtifactRef, seconds: float) -> None:
         """Says what was built."""
-        console().print(f"[green]+[/green] {self.label:<28} {seconds:7.1f} s  {ref.digest[:12]}  {counts_text(ref)}")
+        console().print(f"[green]+[/green] {self._name} {seconds:7.1f} s  {ref.digest[:12]}  {counts_text(ref)}")
 
     def __enter__(self) -> StageLine:
         out = console()
@@ -57,7 +64,7 @@ class StageLine:
             )
             self._bar = Progress(*columns, console=out, transient=True)
             self._bar.start()
-            self._row = self._bar.add_task(self.label, total=None)
+            self._row = self._bar.add_task(escape(self.label), total=None)
         return self
 
     def __exit__(
@@ -66,7 +73,7 @@ class StageLine:
         if self._bar is not None:
             self._bar.stop()
         if self._artifact is not None and error is None:
-            update_progress_artifact(artifact_id=self._artifact, progress=100.0)  # type: ignore[arg-type]
+            self._show(100.0, "")
 
     def progress(self, done: int, total: int | None) -> None:
         """The `Progress` callable handed to the pure function."""
@@ -76,8 +83,11 @@ class StageLine:
         if not total or now - self._last_update < SECONDS_BETWEEN_UPDATES or TaskRunContext.get() is None:
             return
         self._last_update = now
-        percent = round(min(100.0, 100.0 * done / total), 1)
-        if self._artifact is None:
-            self._artifact = create_progress_artifact(progress=percent, description=f"{self.label}: {total:,} in all")
-        else:
-            update_progress_artifact(artifact_id=self._artifact, progress=percent)  # type: ignore[arg-type]
+        self._show(round(min(100.0, 100.0 * done / total), 1), f"{self.label}: {total:,} in all")
+
+    def _show(self, percent: float, description: str) -> None:
+        with contextlib.suppress(Exception):  # a server that is away must not end hours of work
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(progress=percent, description=description)
+            else:
+                update_progress_artifact(artifact_id=self._artifact, progress=percent)  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
-from longloom.storage.manifest import cache_key, canonical_json, code_commit, environment
+from longloom.storage.manifest import cache_key, code_commit, environment
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.stats import Stats
 from longloom.storage.store import Store
@@ -97,13 +97,12 @@ def stage(
 
         run.__doc__ = body.__doc__  # not functools.wraps: Prefect would take the body's signature for this one
         prefect_task = task(
-            run,  # type: ignore[arg-type]
             name=name,
             cache_policy=NO_CACHE,
             persist_result=True,
             result_serializer="json",
             task_run_name="{label}",
-        )
+        )(run)
 
         @functools.wraps(body)
         def call(
@@ -148,11 +147,12 @@ def _run(
     """Finds the artifact in the store or builds it."""
     # A parameter that `identity` speaks for is a place (a path, a hub name): passed on, but no part of the key.
     semantic = {name: value for name, value in parameters.items() if name not in plan.runtime | identity.keys()}
+    assert not inputs.keys() & identity.keys(), "an input's digest would be hidden by the identity of the same name"
     parents = {name: ref.digest for name, ref in inputs.items()} | identity
     key = cache_key(plan.name, plan.version, parents, semantic)
     kind = plan.kind
     line = StageLine(label)
-    with store.lock(kind, key):
+    with store.lock(kind, key, on_wait=line.waiting):
         found = store.find(kind, key)
         if found is not None:
             line.unchanged(found)
@@ -161,27 +161,31 @@ def _run(
         if store.frozen:
             raise ValueError(f"{label}: not in the store {store.root}; start from this stage or an earlier one")
         folders = {name: store.open(ref) for name, ref in inputs.items()}
-        out = store.begin(kind, key, resume=plan.resumable)
-        started = time.monotonic()
-        with line:
-            work = Work(folders, out, line.progress, inputs, store)
-            stats = plan.body(work, **parameters)
-        seconds = time.monotonic() - started
-        canonical_json(stats.values)  # a NaN or a foreign type must fail here, not in a reader
-        ref = store.publish(
-            out,
-            stats,
-            stage=plan.name,
-            version=plan.version,
-            kind=kind,
-            key=key,
-            parameters=semantic,
-            parents=parents,
-            runtime={name: parameters[name] for name in sorted(plan.runtime) if name in parameters},
-            seconds=seconds,
-            code=code_commit(),
-            environment=environment(),
-        )
+        try:
+            out = store.begin(kind, key, resume=plan.resumable)
+            started = time.monotonic()
+            with line:
+                work = Work(folders, out, line.progress, inputs, store)
+                stats = plan.body(work, **parameters)
+            seconds = time.monotonic() - started
+            ref = store.publish(
+                out,
+                stats,
+                stage=plan.name,
+                version=plan.version,
+                kind=kind,
+                key=key,
+                parameters=semantic,
+                parents=parents,
+                runtime={name: parameters[name] for name in sorted(plan.runtime) if name in parameters},
+                seconds=seconds,
+                code=code_commit(),
+                environment=environment(),
+            )
+        except BaseException:
+            if not plan.resumable:  # nobody takes it up again, and a full disk needs the room
+                store.abandon(kind, key)
+            raise
         line.built(ref, seconds)
         _tell(f"{label}: built {ref.short()} in {seconds:.1f} s, {ref.counts}")
         return ref

@@ -20,6 +20,12 @@ def names() -> list[str]:
     return sorted(_POLICIES)
 
 
+def check_name(name: str) -> None:
+    """Raises ValueError for an unknown name, with the known ones. Imports no policy."""
+    if name not in _POLICIES:
+        raise ValueError(f"unknown KV policy {name!r}; known: {', '.join(names())}")
+
+
 def get_policy(name: str, **options: Any) -> KVPolicy[Any]:
     """Build a KV policy.
 
@@ -30,8 +36,7 @@ def get_policy(name: str, **options: Any) -> KVPolicy[Any]:
     Raises:
         ValueError: an unknown name (with the known ones), an unknown, missing or invalid option.
     """
-    if name not in _POLICIES:
-        raise ValueError(f"unknown KV policy {name!r}; known: {', '.join(names())}")
+    check_name(name)
     module, _, attribute = _POLICIES[name].partition(":")
     policy = getattr(import_module(module), attribute)
     known = {field.name: field for field in fields(policy)}

@@ -58,14 +58,19 @@ def names() -> list[str]:
     return sorted(_METHODS)
 
 
+def check_name(name: str) -> None:
+    """Raises ValueError for an unknown name, with the known ones. Imports no method."""
+    if name not in _METHODS:
+        raise ValueError(f"unknown selection method {name!r}; known: {', '.join(names())}")
+
+
 def get_method(name: str) -> type[Any]:
     """The class of a method.
 
     Raises:
         ValueError: an unknown name, with the known ones.
     """
-    if name not in _METHODS:
-        raise ValueError(f"unknown selection method {name!r}; known: {', '.join(names())}")
+    check_name(name)
     module, _, attribute = _METHODS[name].partition(":")
     method: type[Any] = getattr(import_module(module), attribute)
     return method

@@ -41,6 +41,18 @@ def gradient_features(
     return _features(store, inputs, **options)
 
 
+def check_methods(methods: list[str]) -> None:
+    """To be called before any work is done.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    from longloom.tasks.coreset.registry import check_name
+
+    for method in methods:
+        check_name(method)
+
+
 def needs_features(method: str) -> bool:
     """Whether a selection method looks at gradients.
 

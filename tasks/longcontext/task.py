@@ -19,6 +19,20 @@ def _evaluate(work: Work, *, data: str | None, **options: Any) -> Stats:
     return build(work.inputs["model"], folder, work.out, progress=work.progress, **options)
 
 
+def check_names(suite: str, policies: list[str]) -> None:
+    """To be called before any work is done.
+
+    Raises:
+        ValueError: an unknown suite or KV policy.
+    """
+    from longloom.evals.registry import check_name as check_suite
+    from longloom.kernels.kvcache.registry import check_name as check_policy
+
+    check_suite(suite)
+    for policy in policies:
+        check_policy(policy)
+
+
 def evaluate(
     store: Store, model: ArtifactRef, data: ArtifactRef | str | None, *, label: str, **options: Any
 ) -> ArtifactRef:

@@ -108,16 +108,13 @@ def build(
         betas=(0.9, 0.999),
         progress=progress,
     )
+    trainable = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
     merged = trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
     merged.save_pretrained(out)
     tokenizer.save_pretrained(out)
     write_rows(rows, out)
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    shutil.rmtree(out / CHECKPOINTS)
     return Stats(
         counts={"examples": len(examples), "steps": steps},
-        values={"without_label": without, "final_loss": rows[-1]["loss"], "trainable": _trainable(trained)},
+        values={"without_label": without, "final_loss": rows[-1]["loss"], "trainable": trainable},
     )
-
-
-def _trainable(model: PreTrainedModel | PeftModel) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

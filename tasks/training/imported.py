@@ -47,10 +47,14 @@ def build(source: str, out: Path) -> Stats:
 
         folder = Path(snapshot_download(source, allow_patterns=list(PATTERNS)))
     files = sorted({path for pattern in PATTERNS for path in folder.glob(pattern) if path.name != "manifest.json"})
-    if not any(path.name in ("config.json", "tokenizer.json", "tokenizer_config.json") for path in files):
+    names = {path.name for path in files}
+    weights = any(path.suffix == ".safetensors" for path in files)
+    if not names & {"config.json", "tokenizer.json", "tokenizer_config.json"}:
         raise ValueError(f"model {source}: holds no config.json and no tokenizer.json, expected a transformers folder")
-    if (folder / "config.json").exists() and not any(path.suffix == ".safetensors" for path in files):
+    if "config.json" in names and not weights:
         raise ValueError(f"model {source}: holds no *.safetensors, expected its weights in that format")
+    if weights and "config.json" not in names:
+        raise ValueError(f"model {source}: holds *.safetensors and no config.json, expected a whole model, no adapter")
     for path in files:
         shutil.copyfile(path, out / path.name)
     return Stats(counts={"files": len(files), "bytes": sum(path.stat().st_size for path in files)})

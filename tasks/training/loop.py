@@ -6,7 +6,9 @@ that was not. Losses are kept as rows; times are told to the progress callable o
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ import torch
 from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from longloom.tasks.progress import Progress
 
@@ -78,9 +80,8 @@ class _Watch(TrainerCallback):
         self.tokens, self.progress, self.after_step = tokens, progress, after_step
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if (
-            self.after_step is not None
-        ):  # the moments of this step stand in the optimizer; the schedule has not moved on yet
+        # The moments of this step stand in the optimizer; the schedule has not moved on yet.
+        if self.after_step is not None:
             self.after_step(state.global_step + 1, kwargs["model"], kwargs["optimizer"])
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -118,7 +119,7 @@ def train(
         learning_rates: of every step.
         out: the stage's work folder.
         seed: for dropout.
-        save_every: steps between checkpoints (0: none).
+        save_every: steps between checkpoints, rounded up to a multiple of log_every (0: none).
         log_every: steps a row of the returned table stands for.
         weight_decay, betas: of AdamW.
         after_step: called with (step from 1, model, optimizer) after each optimizer step.
@@ -128,11 +129,12 @@ def train(
         Rows of step, tokens, loss (mean since the last row), learning_rate, grad_norm.
 
     Raises:
-        ValueError: the loss became NaN or infinite.
+        ValueError: the loss or the weights became NaN or infinite.
     """
     steps = len(learning_rates)
     assert len(tokens) == steps + 1, "one entry before the first step, one after each"
     folder = out / CHECKPOINTS
+    folder.mkdir(exist_ok=True)
     gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -148,7 +150,8 @@ def train(
         logging_steps=log_every,
         logging_nan_inf_filter=False,
         save_strategy="steps" if save_every else "no",
-        save_steps=save_every or steps,
+        # At the end of a row: a loss half summed up is lost in a checkpoint.
+        save_steps=-(-save_every // log_every) * log_every or steps,
         save_total_limit=1,
         report_to=[],
         disable_tqdm=True,
@@ -158,6 +161,8 @@ def train(
         dataloader_pin_memory=gpu,
         remove_unused_columns=False,
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # else several batches are drawn a step, one for each GPU
     trainer = _Loop(
         model=model,
         args=arguments,
@@ -168,7 +173,9 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
+    trainer.train(resume_from_checkpoint=_last_whole(folder))
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):  # past the last row's loss
+        raise ValueError(f"training: weights are not finite after step {steps}; lower the learning rate")
     return [
         {
             "step": row["step"],
@@ -180,6 +187,18 @@ def train(
         for row in trainer.state.log_history
         if "loss" in row
     ]
+
+
+def _last_whole(folder: Path) -> str | None:
+    """The last checkpoint that was written to its end; half-written ones are removed."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])):
+        try:
+            json.loads((checkpoint / TRAINER_STATE_NAME).read_text())  # the trainer writes it last
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+        else:
+            return str(checkpoint)
+    return None
 
 
 def write_rows(rows: list[dict[str, float]], out: Path) -> None:

@@ -1,12 +1,14 @@
 """The pretraining mixture that gives a small model working induction heads.
 
-Four kinds of sequence, mixed by weights that change from phase to phase (tasks/training/recipe.py):
+Five kinds of sequence, mixed by weights that change from phase to phase (tasks/training/recipe.py):
 
 - `walks`: in-context permutation walks. 4-24 random symbols in a random cyclic order; each is followed by its
   successor, or with probability 0.12 by a random one. Only looking up what followed the last symbol predicts the next.
 - `copies`: random tokens, then pieces of them copied back, in any order and from any distance.
 - `repeats`: text of the corpus, then pieces of it copied back.
 - `text`: text of the corpus.
+- `lookups`: text or random tokens in a user's turn that ends with a few tokens of it, and an assistant who repeats them
+  and goes on as the context does; several such turns about one context.
 
 Batch `step` is a function of (seed, phase, step) alone, so that a resumed run continues identically.
 """
@@ -23,6 +25,8 @@ IGNORE = -100
 JUMP = 0.12
 SYMBOLS = (4, 24)
 PIECE = (6, 64)
+CUE = (2, 8)
+ANSWER = (2, 24)
 
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -39,7 +43,7 @@ class Phase:
         batch: sequences a step.
         learning_rate: at the start of the phase.
         final_learning_rate: at its end, reached linearly.
-        walks, copies, repeats, text: the shares of the kinds.
+        walks, copies, repeats, text, lookups: the shares of the kinds.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Phase:
     copies: float
     repeats: float
     text: float
+    lookups: float
 
     @property
     def steps(self) -> int:
@@ -103,8 +108,40 @@ def copy_back(rng: np.random.Generator, context: Ids, length: int, *, context_lo
     return ids, mask
 
 
+@dataclass(frozen=True)
+class Turns:
+    """Ids of the tokens that begin a user's and an assistant's turn, and of the one that ends either."""
+
+    user: int
+    assistant: int
+    end: int
+
+
+def look_up(
+    rng: np.random.Generator, context: Ids, length: int, turns: Turns, *, context_loss: bool
+) -> tuple[Ids, Mask]:
+    """A conversation about `context`: a question is a few tokens of it, the answer these and what follows them there.
+
+    Returns:
+        ids [length]; mask [length], true on the answers (not on their end, which nothing foretells), and on the
+        context too with `context_loss`.
+    """
+    ids = [turns.user, *context.tolist()]
+    mask = [False, *[context_loss] * len(context)]
+    while len(ids) < length:
+        cue = int(rng.integers(CUE[0], CUE[1] + 1))
+        size = cue + int(rng.integers(ANSWER[0], ANSWER[1] + 1))
+        start = int(rng.integers(0, len(context) - size + 1))
+        answer = context[start : start + size].tolist()
+        question = [*answer[:cue], turns.end, turns.assistant]
+        after = [turns.end, turns.user]
+        ids += question + answer + after
+        mask += [False] * len(question) + [True] * size + [False] * len(after)
+    return np.array(ids[:length]), np.array(mask[:length])
+
+
 def batch_of(
-    phase: Phase, step: int, *, seed: int, corpus: npt.NDArray[np.integer], vocab: int, first: int
+    phase: Phase, step: int, *, seed: int, corpus: npt.NDArray[np.integer], vocab: int, first: int, turns: Turns
 ) -> tuple[Ids, Ids]:
     """Batch `step` of a phase.
 
@@ -115,13 +152,14 @@ def batch_of(
         corpus: the token stream [N], N > phase.length.
         vocab: ids are below it.
         first: the lowest id of an ordinary token (special ones come before).
+        turns: ids of the tokens around a turn.
 
     Returns:
         input ids and labels, both [phase.batch, phase.length]; labels hold -100 where no loss is taken.
     """
     rng = np.random.default_rng([seed, step, *phase.name.encode()])
-    shares = np.array([phase.walks, phase.copies, phase.repeats, phase.text])
-    kinds = rng.choice(4, size=phase.batch, p=shares / shares.sum())
+    shares = np.array([phase.walks, phase.copies, phase.repeats, phase.text, phase.lookups])
+    kinds = rng.choice(5, size=phase.batch, p=shares / shares.sum())
     ids = np.empty((phase.batch, phase.length), np.int64)
     mask = np.zeros((phase.batch, phase.length), bool)
     walking = kinds == 0
@@ -136,6 +174,11 @@ def batch_of(
         if kinds[row] == 2:
             context = text[: int(rng.integers(phase.length // 4, 3 * phase.length // 4))]
             ids[row], mask[row] = copy_back(rng, context, phase.length, context_loss=True)
+        elif kinds[row] == 4:
+            context = text[: int(rng.integers(phase.length // 4, 3 * phase.length // 4))]
+            if random := rng.random() < 0.5:
+                context = rng.integers(first, vocab, len(context))
+            ids[row], mask[row] = look_up(rng, context, phase.length, turns, context_loss=not random)
         else:
             ids[row], mask[row, 1:] = text, True
     return ids, np.where(mask, ids, IGNORE)

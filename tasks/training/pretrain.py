@@ -23,9 +23,11 @@ from transformers import (
 
 from longloom.kernels.huggingface.probes import copy_accuracy, induction_scores
 from longloom.storage.stats import Stats
+from longloom.tasks.corpus.tokenizer import ASSISTANT, END, USER
+from longloom.tasks.ngrams.encode import TokenizerEncoder
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.loop import CHECKPOINTS, Batch, linear, train, write_rows
-from longloom.tasks.training.mix import Phase, batch_of
+from longloom.tasks.training.mix import Phase, Turns, batch_of
 from longloom.tasks.training.recipe import RECIPES, SHAPES
 from longloom.tasks.training.seeding import seed_previous_token_head
 from longloom.tasks.training.tokens import write_tokens
@@ -61,30 +63,35 @@ def build(
         progress: tokens seen.
 
     Raises:
-        ValueError: an unknown recipe or size; a corpus shorter than one window.
+        ValueError: an unknown recipe or size; a tokenizer without an eos token; a corpus shorter than one window.
     """
     if recipe not in RECIPES:
         raise ValueError(f"recipe {recipe!r}: unknown, expected one of {sorted(RECIPES)}")
     if size not in SHAPES:
         raise ValueError(f"model size {size!r}: unknown, expected one of {sorted(SHAPES)}")
     tokenizer = AutoTokenizer.from_pretrained(start)
+    if tokenizer.eos_token_id is None:
+        raise ValueError("tokenizer: has no eos token, expected one to put between documents")
     if recipe == "scratch":
         model: PreTrainedModel = _fresh(size, tokenizer, seed)
     else:
         model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     stream_file = out / "tokens.bin"
-    stream = write_tokens(corpus, tokenizer, stream_file)
+    stream = write_tokens(corpus, TokenizerEncoder(start), stream_file, end=tokenizer.eos_token_id)
     phases = _scaled(RECIPES[recipe], tokens)
     longest = max(phase.length for phase in phases)
     if len(stream) <= longest:
         raise ValueError(f"corpus: {len(stream):,} tokens, expected more than one window of {longest:,}")
     first = len(tokenizer.all_special_ids)
+    turns = _turns(tokenizer)
     ends = list(itertools.accumulate(phase.steps for phase in phases))
 
     def make(step: int) -> Batch:
         index = bisect.bisect_right(ends, step)
         inside = step - (ends[index - 1] if index else 0)
-        ids, labels = batch_of(phases[index], inside, seed=seed, corpus=stream, vocab=len(tokenizer), first=first)
+        ids, labels = batch_of(
+            phases[index], inside, seed=seed, corpus=stream, vocab=len(tokenizer), first=first, turns=turns
+        )
         return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
 
     seen = [0, *itertools.accumulate(phase.batch * phase.length for phase in phases for _ in range(phase.steps))]
@@ -112,7 +119,7 @@ def build(
     probes = measure(model, tokenizer, seed=seed)
     (out / "probes.json").write_text(json.dumps(probes, indent=1) + "\n")
     stream_file.unlink()
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    shutil.rmtree(out / CHECKPOINTS)
     return Stats(
         counts={"parameters": model.num_parameters(), "training_tokens": seen[-1]},
         values={
@@ -160,6 +167,13 @@ def _fresh(size: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaFor
     model = LlamaForCausalLM(config).float()
     seed_previous_token_head(model, seed=seed)
     return model
+
+
+def _turns(tokenizer: PreTrainedTokenizerBase) -> Turns:
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in (USER, ASSISTANT, END)]
+    if any(found in (None, tokenizer.unk_token_id) for found in ids):
+        raise ValueError(f"tokenizer: lacks one of {USER} {ASSISTANT} {END}, expected one trained by this project")
+    return Turns(*ids)
 
 
 def _scaled(phases: tuple[Phase, ...], tokens: int | None) -> tuple[Phase, ...]:

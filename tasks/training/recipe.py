@@ -1,7 +1,7 @@
 """The demo's models: their shapes, and the curricula that train them.
 
 What was tried on two cores is in docs/training.md. In short: induction first, on short walks with a small part of text,
-then lengths doubled twice over, then the full window on text with pieces of it copied back.
+then longer sequences, then the full window on text with pieces of it copied back, at last with turns about it.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ SHAPES = {
 
 #: From random weights (`longloom demo --from-scratch`); also what wrote the repository's base checkpoint.
 SCRATCH = (
-    Phase("induction", 2_000_000, 64, 32, 3e-3, 3e-3, walks=0.8, copies=0.2, repeats=0.0, text=0.0),
-    Phase("stretch", 2_000_000, 256, 12, 3e-3, 2e-3, walks=0.2, copies=0.3, repeats=0.25, text=0.25),
-    Phase("window", 10_000_000, 1024, 6, 2e-3, 2e-4, walks=0.03, copies=0.22, repeats=0.3, text=0.45),
+    Phase("induction", 2_000_000, 64, 32, 3e-3, 3e-3, walks=0.8, copies=0.2, repeats=0.0, text=0.0, lookups=0.0),
+    Phase("stretch", 2_000_000, 256, 12, 3e-3, 2e-3, walks=0.2, copies=0.3, repeats=0.25, text=0.25, lookups=0.0),
+    Phase("window", 2_000_000, 1024, 6, 2e-3, 1.4e-3, walks=0.03, copies=0.22, repeats=0.3, text=0.45, lookups=0.0),
+    Phase("lookup", 4_000_000, 1024, 6, 1.4e-3, 1e-4, walks=0.03, copies=0.17, repeats=0.2, text=0.4, lookups=0.2),
 )
 
 #: From the base checkpoint, on the user's own corpus.
-CONTINUE = (Phase("continue", 600_000, 1024, 6, 4e-4, 4e-5, walks=0.0, copies=0.15, repeats=0.3, text=0.55),)
+CONTINUE = (Phase("continue", 600_000, 1024, 6, 4e-4, 4e-5, walks=0.0, copies=0.1, repeats=0.1, text=0.5, lookups=0.3),)
 
 RECIPES = {"scratch": SCRATCH, "continue": CONTINUE}

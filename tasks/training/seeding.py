@@ -26,7 +26,8 @@ def seed_previous_token_head(model: LlamaForCausalLM, *, seed: int, sharpness: f
     Args:
         model: freshly initialised, tied embeddings.
         seed: for the direction u.
-        sharpness: scale of the two projections; 1 gives the previous token all of the weight at the usual width.
+        sharpness: scale of the two projections. In shape `1m` 1 gives the previous token 99% of the weight within 256
+            tokens and 89% within 1,024: rotations of far tokens come round again.
     """
     config = model.config
     assert isinstance(config, LlamaConfig)

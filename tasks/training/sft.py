@@ -13,13 +13,14 @@ from transformers import PreTrainedTokenizerBase
 from longloom.storage.parquet import read_table
 from longloom.tasks.training.mix import IGNORE
 
-#: For tokenizers that bring no chat template: the turns of ChatQA's prompts (arXiv 2407.14482, section 3.3).
+#: For tokenizers that bring no chat template: the turns of ChatQA's prompts (arXiv 2407.14482, section 3.3). The prompt
+#: ends before the blank, which many vocabularies hold in one token with the answer's first word.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
     "{{ message['role'].capitalize() }}: {{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n"
     "{% endfor %}"
-    "{% if add_generation_prompt %}Assistant: {% endif %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
 
@@ -53,7 +54,8 @@ def encode(
         max_length: tokens to keep.
 
     Returns:
-        input ids; labels, equal to the ids within the assistant's content and its end token and -100 elsewhere.
+        input ids; labels, equal to the ids within the assistant's content and its end token and -100 elsewhere;
+        an assistant's turn that opens the conversation answers nothing and has none.
 
     Raises:
         ValueError: the chat template changes earlier turns when later ones are added.
@@ -61,14 +63,15 @@ def encode(
     text = render(tokenizer, messages, prompt=False)
     spans = []
     for index, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or index == 0:  # an answer to nothing
             continue
         before = render(tokenizer, messages[:index], prompt=True)
         upto = render(tokenizer, messages[: index + 1], prompt=False)
         if not (upto.startswith(before) and text.startswith(upto)):
             raise ValueError("chat template: rewrites earlier turns, expected one that only appends")
         end = upto.rfind(tokenizer.eos_token, len(before)) if tokenizer.eos_token else -1
-        spans.append((len(before), end + len(tokenizer.eos_token) if end >= 0 else len(upto)))
+        # Templates may break the line after the end token, which is not the eos token everywhere.
+        spans.append((len(before), end + len(tokenizer.eos_token) if end >= 0 else len(upto.rstrip())))
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = encoded["input_ids"]
     labels = [

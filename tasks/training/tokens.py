@@ -6,33 +6,28 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from transformers import PreTrainedTokenizerBase
 
 from longloom.storage.parquet import iter_batches
+from longloom.tasks.ngrams.encode import Encoder
 
 #: Documents encoded at once; the Rust tokenizer works on them in parallel.
 BATCH = 256
 
 
-def write_tokens(corpus: Path, tokenizer: PreTrainedTokenizerBase, path: Path) -> npt.NDArray[np.uint32]:
+def write_tokens(corpus: Path, encoder: Encoder, path: Path, *, end: int) -> npt.NDArray[np.uint32]:
     """Encodes a corpus artifact into a file of little-endian u32.
 
     Args:
         corpus: a corpus artifact.
-        tokenizer: its eos token is put before each document.
+        encoder: the index's, so that the model meets the tokens that are counted there.
         path: the file to write.
+        end: the id put before each document.
 
     Returns:
         The stream [N], memory-mapped.
-
-    Raises:
-        ValueError: the tokenizer has no eos token.
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("tokenizer: has no eos token, expected one to put between documents")
     with path.open("wb") as file:
         for batch in iter_batches(corpus, "documents", columns=["text"], batch_size=BATCH):
-            encoded = tokenizer(batch.column("text").to_pylist(), add_special_tokens=False)["input_ids"]
-            for ids in encoded:
-                file.write(np.array([tokenizer.eos_token_id, *ids], dtype="<u4").tobytes())
+            for ids in encoder.encode(batch.column("text").to_pylist()):
+                file.write(np.array([end], "<u4").tobytes() + ids.astype("<u4").tobytes())
     return np.memmap(path, dtype="<u4", mode="r")

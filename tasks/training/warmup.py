@@ -102,7 +102,7 @@ def build(
         progress=progress,
     )
     write_rows(rows, out)
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    shutil.rmtree(out / CHECKPOINTS)
     return Stats(
         counts={"examples": len(examples), "steps": steps, "checkpoints": len(at)},
         values={"without_label": without, "final_loss": rows[-1]["loss"]},

@@ -1,8 +1,8 @@
-"""A tiny house for training: a corpus of a few KB, its tokenizer of 300 tokens, a 2-layer model, an instruction pool."""
+"""A tiny house for training: a corpus of a few KB, its tokenizer of 300 tokens, a 2-layer model, and a pool."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,12 +24,12 @@ TINY = Shape(
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=8,
-    max_position_embeddings=64,
+    max_position_embeddings=128,
     initializer_range=0.09,
 )
 PHASES = (
-    Phase("first", 512, 32, 4, 3e-3, 3e-3, walks=0.5, copies=0.5, repeats=0.0, text=0.0),
-    Phase("second", 1536, 64, 3, 2e-3, 2e-4, walks=0.1, copies=0.2, repeats=0.3, text=0.4),
+    Phase("first", 512, 32, 4, 3e-3, 3e-3, walks=0.5, copies=0.5, repeats=0.0, text=0.0, lookups=0.0),
+    Phase("second", 1536, 64, 3, 2e-3, 2e-4, walks=0.1, copies=0.2, repeats=0.3, text=0.4, lookups=0.0),
 )
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
@@ -47,7 +47,7 @@ def one_thread() -> Iterator[None]:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     lines = [f"def weave_{i % 7}(warp, weft):\n    return [warp * {i}, weft]  # Köper {i}\n" for i in range(60)]
-    documents = [{"id": str(i), "source": "s", "text": "".join(lines[i :: 6])} for i in range(6)]
+    documents = [{"id": str(i), "source": "s", "text": "".join(lines[i::6])} for i in range(6)]
     with ShardWriter(folder, "documents", SCHEMA, rows_per_shard=4) as writer:
         writer.write(documents)
     return folder
@@ -110,8 +110,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, "continue", PHASES)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Relative name -> bytes of every file below `folder`."""
-    return {
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """Relative name -> bytes of every file below a folder."""
+    return lambda folder: {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }

@@ -1,0 +1,121 @@
+"""A run's record tells what it made and how it ended, also when it was killed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longloom.storage import runs
+from longloom.storage.refs import ArtifactRef
+from longloom.storage.runs import RunLog, delete_runs, get_run, list_runs
+from longloom.storage.store import Store
+
+REF = ArtifactRef(kind="corpus", uri="artifacts/corpus/k", digest="0" * 64, schema_version=1, counts={"documents": 2})
+
+
+def test_a_run_notes_its_artifacts_as_they_come(store: Store) -> None:
+    with RunLog(store, "index", {"corpus": {"sources": ["a"]}}) as log:
+        assert log.add("corpus", REF) is REF
+        log.add("index", REF)
+        running = get_run(store, log.run.id)
+        assert (running.state, running.ended) == ("running", "")
+        assert list(running.stages) == ["corpus", "index"]
+    ended = get_run(store, "latest")
+    assert ended.state == "completed"
+    assert ended.ended >= ended.started
+    assert ended.stages == {"corpus": REF, "index": REF}
+    assert ended.parameters == {"corpus": {"sources": ["a"]}}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_exception_marks_the_run_failed_and_goes_on(store: Store, error: type[BaseException]) -> None:
+    with pytest.raises(error), RunLog(store, "index", {}):
+        raise error
+    assert [run.state for run in list_runs(store)] == ["failed"]
+    assert not list((store.root / "locks").iterdir())
+
+
+def test_a_full_disk_does_not_hide_the_first_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    log = RunLog(store, "index", {})
+    log.__enter__()
+    monkeypatch.setattr(runs, "write_atomic", full)
+    log.__exit__(ValueError, ValueError("the first"), None)  # does not raise: the first goes on
+    assert [run.state for run in list_runs(store)] == ["interrupted"]
+    with pytest.raises(OSError, match="No space"), RunLog(store, "index", {}):
+        raise AssertionError("not reached")
+    assert not list((store.root / "locks").iterdir())
+
+
+KILLED = """
+import sys
+from longloom.storage.runs import RunLog
+from longloom.storage.store import Store
+with RunLog(Store(sys.argv[1]), "index", {}):
+    print("started", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_killed_run_is_interrupted(store: Store) -> None:
+    command = [sys.executable, "-c", KILLED, str(store.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "started\n"
+            assert [run.state for run in list_runs(store)] == ["running"]
+            assert delete_runs(store, 0) == []  # it goes on: its artifacts must not fall to gc
+        finally:
+            os.kill(process.pid, signal.SIGKILL)
+    found = list_runs(store)
+    assert [run.state for run in found] == ["interrupted"]
+    assert [run.state for run in list_runs(store)] == ["interrupted"]
+    assert delete_runs(store, 0) == [found[0].id]
+    assert list_runs(store) == []
+
+
+def test_newest_first_also_within_a_second(store: Store) -> None:
+    for number in range(20):
+        with RunLog(store, f"flow{number}", {}) as log:
+            log.run.started = f"2026-01-01T00:00:00.{number:03d}+00:00"
+    assert [run.flow for run in list_runs(store)] == [f"flow{number}" for number in reversed(range(20))]
+    assert get_run(store, "latest").flow == "flow19"
+
+
+def test_damaged_records_are_passed_over(store: Store) -> None:
+    with RunLog(store, "index", {}) as log:
+        pass
+    (store.root / "runs" / "20990101-000000-0000.json").write_text('{"id": 1')
+    (store.root / "runs" / ".x.json.0123").write_text("half")
+    assert [run.id for run in list_runs(store)] == [log.run.id]
+
+
+def test_names_of_runs(store: Store) -> None:
+    with pytest.raises(ValueError, match="none yet"):
+        get_run(store, "latest")
+    for _ in range(2):
+        with RunLog(store, "index", {}) as log:
+            pass
+    assert get_run(store, log.run.id).id == log.run.id
+    for name in ("", "2", "../../etc", "nothing"):
+        with pytest.raises(ValueError, match=f"{log.run.id}"):
+            get_run(store, name)
+
+
+def test_the_newest_records_are_kept(store: Store) -> None:
+    for _ in range(3):
+        with RunLog(store, "index", {}):
+            pass
+    newest, *others = [run.id for run in list_runs(store)]
+    with pytest.raises(ValueError, match="keep is -1"):
+        delete_runs(store, -1)
+    assert delete_runs(store, 1) == others
+    assert [run.id for run in list_runs(store)] == [newest]

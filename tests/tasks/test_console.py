@@ -1,0 +1,62 @@
+"""What a person sees of a stage goes to the error stream, one line a stage."""
+
+from __future__ import annotations
+
+import pytest
+
+from longloom.storage.refs import ArtifactRef
+from longloom.tasks import console
+from longloom.tasks.console import StageLine, counts_text
+
+REF = ArtifactRef(
+    kind="corpus",
+    uri="artifacts/corpus/k",
+    digest="0123456789ab" + "0" * 52,
+    schema_version=1,
+    counts={"documents": 1700, "training_tokens": 30_011_223},
+)
+
+
+def test_counts_are_readable() -> None:
+    assert counts_text(REF) == "1,700 documents, 30,011,223 training tokens"
+
+
+@pytest.mark.parametrize("label", ["corpus-stdlib", "import-model[1]", "finetune-[/dim]", "a" * 60])
+def test_one_line_a_stage(capsys: pytest.CaptureFixture[str], label: str) -> None:
+    line = StageLine(label)
+    line.unchanged(REF)
+    line.built(REF, 12.34)
+    line.waiting()
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    unchanged, built, waiting = shown.err.splitlines()
+    assert unchanged.split()[1:4] == [label, "unchanged", "0123456789ab"]
+    assert built.split()[1:5] == [label, "12.3", "s", "0123456789ab"]
+    assert label in waiting
+    assert "another process" in waiting
+    assert built.endswith(counts_text(REF))
+
+
+def test_quiet(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGLOOM_QUIET", "1")
+    StageLine("corpus").built(REF, 1.0)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("total", [10, 0, None])
+def test_progress_without_a_task_run_asks_no_server(monkeypatch: pytest.MonkeyPatch, total: int | None) -> None:
+    def refuse(**_: object) -> None:
+        raise AssertionError("asked the server")
+
+    monkeypatch.setattr(console, "create_progress_artifact", refuse)
+    shown: list[float] = []
+    line = StageLine("corpus")
+    monkeypatch.setattr(line, "_show", lambda percent, text: shown.append(percent))
+    with line:
+        line.progress(5, total)
+    assert shown == []
+
+
+def test_an_error_goes_through() -> None:
+    with pytest.raises(ValueError, match="bad"), StageLine("corpus"):
+        raise ValueError("bad")

@@ -1,0 +1,60 @@
+"""Importing a model: whole folders only, and no pickles."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from longloom.tasks.training.imported import build
+
+
+@pytest.fixture
+def source(model_folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(model_folder, tmp_path / "source")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+def test_a_whole_model_without_what_could_run(source: Path, out: Path) -> None:
+    expected = {path.name for path in source.iterdir()}
+    unwanted = ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "rng_state.pth", "x.pkl", "modeling_x.py")
+    for name in unwanted:
+        (source / name).write_bytes(b"code")
+    (source / "checkpoint-1").mkdir()
+    (source / "checkpoint-1" / "config.json").write_text("{}")
+    (source / "manifest.json").write_text("{}")
+    stats = build(str(source), out)
+    assert {path.name for path in out.iterdir()} == expected
+    assert all((out / name).read_bytes() == (source / name).read_bytes() for name in expected)
+    assert stats.counts == {"files": len(expected), "bytes": sum(path.stat().st_size for path in out.iterdir())}
+    LlamaForCausalLM.from_pretrained(out)
+
+
+def test_a_tokenizer_alone(tokenizer_folder: Path, out: Path) -> None:
+    build(str(tokenizer_folder), out)
+    assert len(AutoTokenizer.from_pretrained(out)) == 300
+
+
+@pytest.mark.parametrize(
+    ("without", "message"),
+    [
+        (["*"], "holds no config.json and no tokenizer.json, expected a transformers folder"),
+        (["config.json", "tokenizer*"], "holds no config.json and no tokenizer.json, expected a transformers folder"),
+        (["config.json"], r"holds \*.safetensors and no config.json, expected a whole model, no adapter"),
+        (["*.safetensors"], r"holds no \*.safetensors, expected its weights in that format"),
+    ],
+)
+def test_parts_are_refused(source: Path, out: Path, without: list[str], message: str) -> None:
+    (source / "pytorch_model.bin").write_bytes(b"code")
+    for path in [path for pattern in without for path in source.glob(pattern)]:
+        path.unlink()
+    with pytest.raises(ValueError, match=f"model {source}: {message}"):
+        build(str(source), out)
+    assert not list(out.iterdir())

@@ -1,0 +1,153 @@
+"""Where the loss is taken in a conversation, for several templates; batches and padding."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from longloom.tasks.training.mix import IGNORE
+from longloom.tasks.training.sft import PLAIN_TEMPLATE, encode, encode_all, epoch_batches, load_messages, pad
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+#: End token of each kind of template; before it the answer as it stands in the text.
+ENDS = {"demo": "<|end|>", "chatml": "<|im_end|>", "foreign": "<|im_end|>", "plain": "<|end|>", "plain-no-eos": ""}
+NAMES = {"s": "system", "u": "user", "a": "assistant"}
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tokenizer_folder: Path) -> dict[str, PreTrainedTokenizerBase]:
+    """`foreign`: ends its turns with a token that is not its eos token, as base models with a chat template do."""
+    made = {name: AutoTokenizer.from_pretrained(tokenizer_folder) for name in ENDS}
+    for name in ("chatml", "foreign"):
+        made[name].chat_template = CHATML
+        made[name].add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    made["chatml"].eos_token = "<|im_end|>"
+    for name in ("plain", "plain-no-eos"):
+        made[name].chat_template = None
+    made["plain-no-eos"].eos_token = None
+    return made
+
+
+def talk(roles: str, *contents: str) -> list[dict[str, str]]:
+    return [
+        {"role": NAMES[role], "content": content}
+        for role, content in zip(roles, itertools.cycle(contents), strict=False)
+    ]
+
+
+def labelled(tokenizer: PreTrainedTokenizerBase, ids: list[int], labels: list[int]) -> list[str]:
+    """The text of each stretch of labels."""
+    assert all(label in (token, IGNORE) for token, label in zip(ids, labels, strict=True))
+    stretches = itertools.groupby(labels, lambda label: label != IGNORE)
+    return [tokenizer.decode(list(stretch)) for marked, stretch in stretches if marked]
+
+
+@pytest.mark.parametrize("kind", ENDS)
+@pytest.mark.parametrize("roles", ["ua", "uaua", "sua", "suauau", "uasua", "uaau"])
+def test_labels_are_the_answers(tokenizers: dict[str, PreTrainedTokenizerBase], kind: str, roles: str) -> None:
+    tokenizer = tokenizers[kind]
+    messages = talk(roles, "weave 1?", "Köper 織 🧵 e\u0301", "warp * weft", "def f():\n    return 0")
+    ids, labels = encode(tokenizer, messages, max_length=10_000)
+    template = PLAIN_TEMPLATE if kind.startswith("plain") else tokenizer.chat_template
+    whole = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, chat_template=template)
+    assert ids == whole
+    blank = " " if kind.startswith("plain") else ""  # the plain prompt ends before it
+    answers = [f"{blank}{turn['content']}{ENDS[kind]}" for turn in messages if turn["role"] == "assistant"]
+    assert labelled(tokenizer, ids, labels) == answers
+    prompt = tokenizer.apply_chat_template(
+        messages[: roles.index("a")],
+        tokenize=True,
+        return_dict=False,
+        add_generation_prompt=True,
+        chat_template=template,
+    )
+    start = next(i for i, label in enumerate(labels) if label != IGNORE)
+    assert ids[:start] == prompt  # what the model will meet
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), min_size=2, max_size=4))
+def test_any_text_keeps_its_labels(tokenizers: dict[str, PreTrainedTokenizerBase], data: list[str]) -> None:
+    messages = talk("uaua"[: len(data)], *data)
+    ids, labels = encode(tokenizers["demo"], messages, max_length=10_000)
+    assert ids == tokenizers["demo"].apply_chat_template(messages, tokenize=True, return_dict=False)
+    assert labelled(tokenizers["demo"], ids, labels) == [f"{text}<|end|>" for text in data[1::2]]
+
+
+def test_an_answer_to_nothing_has_no_label(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
+    ids, labels = encode(tokenizers["demo"], talk("aua", "hello", "weave?", "warp"), max_length=100)
+    assert labelled(tokenizers["demo"], ids, labels) == ["warp<|end|>"]
+
+
+def test_a_template_that_rewrites_is_refused(tokenizer_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer.chat_template = "{{ messages | length }}" + CHATML
+    with pytest.raises(ValueError, match="chat template: rewrites earlier turns"):
+        encode(tokenizer, talk("uaua", "a"), max_length=100)
+
+
+def test_the_tail_is_kept(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
+    messages = talk("ua", "weave " * 9, "warp weft")
+    ids, labels = encode(tokenizers["demo"], messages, max_length=10_000)
+    for length in (1, 5, 12, len(ids), len(ids) + 1):
+        assert encode(tokenizers["demo"], messages, max_length=length) == (ids[-length:], labels[-length:])
+
+
+def test_examples_without_labels_are_counted(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
+    conversations = [talk("ua", "q", "a"), talk("u", "q"), talk("uau", "q", "a", "and again " * 30)]
+    kept, without = encode_all(tokenizers["demo"], conversations, max_length=20)
+    assert without == 2  # the last one's answer is cut off
+    assert kept == [encode(tokenizers["demo"], conversations[0], max_length=20)]
+
+
+def test_a_label_that_nothing_precedes_is_none(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
+    assert encode_all(tokenizers["demo"], [talk("ua", "q", "a")], max_length=1) == ([], 1)  # only the end token is left
+
+
+def test_messages_in_the_order_asked_for(pool: Path) -> None:
+    every = load_messages(pool)
+    assert len(every) == 26
+    assert load_messages(pool, [5, 0, 9]) == [every[5], every[0], every[9]]
+    assert [turn["role"] for turn in every[9]] == ["user", "assistant"] * 2
+
+
+def test_padding() -> None:
+    batch = pad([([5, 6, 7], [IGNORE, 6, 7]), ([8], [IGNORE])], pad_id=3)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 3, 3]]
+    assert batch["labels"].tolist() == [[IGNORE, 6, 7], [IGNORE] * 3]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=150),
+    batch=st.integers(1, 9),
+    epochs=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_every_epoch_covers_every_example(lengths: list[int], batch: int, epochs: int, seed: int) -> None:
+    batches = epoch_batches(lengths, batch=batch, epochs=epochs, seed=seed)
+    assert batches == epoch_batches(lengths, batch=batch, epochs=epochs, seed=seed)
+    a_pass = -(-len(lengths) // batch)
+    assert len(batches) == epochs * a_pass
+    for epoch in range(epochs):
+        mine = batches[epoch * a_pass : (epoch + 1) * a_pass]
+        assert Counter(itertools.chain(*mine)) == Counter(range(len(lengths)))
+        assert sorted(map(len, mine))[1:] == [batch] * (a_pass - 1)
+
+
+def test_epochs_differ_and_lengths_meet() -> None:
+    lengths = [i % 40 + 1 for i in range(320)]
+    batches = epoch_batches(lengths, batch=4, epochs=2, seed=0)
+    assert batches[:80] != batches[80:]
+    padding = sum(max(lengths[i] for i in rows) * len(rows) for rows in batches[:80]) / sum(lengths)
+    assert padding < 1.1
