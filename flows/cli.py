@@ -35,7 +35,7 @@ app = App(
     help="Data and evaluation pipeline for long-context language models. Bad input ends with one line and exit code 2;"
     " --debug before the command shows the traceback.",
     version_flags=["--version"],
-    default_parameter=Parameter(negative_iterable=()),
+    default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # main() has a line to say
 )
@@ -75,7 +75,7 @@ def demo(
         params = PipelineParams(index=PipelineIndexParams(tokenizer="train"), model=ModelParams(source="scratch"))
     else:
         params = PipelineParams()
-    pipeline(params, store=store, json=json)
+    pipeline(params=params, store=store, json=json)
 
 
 @app.command

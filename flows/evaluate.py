@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from prefect import flow
 
 from longloom.flows.artifacts import publish_scores
@@ -42,14 +44,15 @@ def evaluations_of(
     """
     needle = {"lengths": params.lengths, "depths": params.depths, "samples": params.samples, "style": params.style}
     found = {}
+    names = [parse_policy(text)[0] for text in params.policies]
     for text in params.policies:
         policy, options = parse_policy(text)
-        name = f"evaluation/{label}/{suite}/{policy}"
+        shown = policy if names.count(policy) == 1 else text  # one policy with several settings
         ref = evaluate_task(
             store,
             model,
             data,
-            label=f"{label}-{suite}-{policy}",
+            label=f"{label}-{suite}-{shown}",
             suite=suite,
             tasks=params.tasks or None if suite == params.suite else None,
             suite_options=needle if suite == "needle" else {},
@@ -62,8 +65,8 @@ def evaluations_of(
             device=None,
             dtype=None,
         )
-        found[policy] = log.add(name, ref)
-        publish_scores(store, ref, key=f"{label}-{suite}-{policy}")
+        found[shown] = log.add(f"evaluation/{label}/{suite}/{shown}", ref)
+        publish_scores(store, ref, key=f"{label}-{suite}-{shown}")
     return found
 
 
@@ -78,5 +81,5 @@ def evaluate(
     place = Store(store)
     with RunLog(place, "evaluate", {"model": model.model_dump(), "evaluate": evaluate.model_dump()}) as log:
         network = log.add("model", model_of(place, model, None, None))
-        label = model.source.rstrip("/").rsplit("/", 1)[-1]
+        label = re.split("[/:]", model.source.rstrip("/"))[-1]  # of a path, a hub name, run:ID:finetune/tagcos
         return evaluations_of(place, log, label, network, evaluate, suite=evaluate.suite, data=evaluate.data)

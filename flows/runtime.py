@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
+import signal
 import subprocess
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 #: Set unless the user set them. Telemetry is off in what we start; a cold ephemeral database takes 20-27 s to come up,
@@ -38,7 +42,12 @@ def prepare(store: str | Path) -> None:
 
 def quiet() -> None:
     """For the command line: Prefect's log lines and tracebacks give way to one line a stage and one an error."""
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    for logger in (
+        "",
+        "INTERNAL_",
+        "ROOT_",
+    ):  # the root's for Prefect's services, whose loggers are not below `prefect`
+        os.environ.setdefault(f"PREFECT_LOGGING_{logger}LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers follows it too
@@ -51,7 +60,8 @@ def start_server() -> None:
     """Starts the server that Prefect would start for a run, unless one of the user's own is set.
 
     In a process group of its own: a Ctrl-C goes to every process of the terminal's group, and Prefect waits for minutes
-    for a server that has gone before the run could tell it about its end. Prefect stops it when this process exits.
+    for a server that has gone before the run could tell it about its end. Prefect stops it when this process exits; on
+    Linux the kernel does where this process is killed. Call it from the main thread, whose death the kernel goes by.
     """
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED
 
@@ -60,8 +70,16 @@ def start_server() -> None:
     from prefect.server.api.server import SubprocessASGIServer
 
     ordinary = subprocess.Popen
-    subprocess.Popen = functools.partial(ordinary, process_group=0)  # type: ignore[assignment, misc]
+    die_too = _die_with_parent() if sys.platform == "linux" else None
+    subprocess.Popen = functools.partial(ordinary, process_group=0, preexec_fn=die_too)  # type: ignore[assignment, misc]
     try:
         SubprocessASGIServer().start()
     finally:
         subprocess.Popen = ordinary  # type: ignore[misc]
+
+
+def _die_with_parent() -> Callable[[], object]:
+    """For a child between fork and exec: a SIGTERM when its parent dies."""
+    prctl = ctypes.CDLL(None).prctl
+    set_parent_death_signal = 1
+    return functools.partial(prctl, set_parent_death_signal, int(signal.SIGTERM))

@@ -19,7 +19,9 @@ from longloom.storage.store import Store
 
 
 def console() -> Console:
-    return Console(highlight=False, markup=False, soft_wrap=True)  # a text of the user's may hold brackets
+    """Standard output, wide where it is no terminal; a user's text may hold brackets, so there is no markup."""
+    width = None if sys.stdout.isatty() else 200
+    return Console(highlight=False, markup=False, soft_wrap=True, width=width)
 
 
 def _plain(value: Any) -> Any:
@@ -53,7 +55,7 @@ def show_runs(store: str, limit: int, *, as_json: bool) -> None:
         return
     table = Table("run", "flow", "state", "started", "artifacts", box=None, pad_edge=False)
     for run in found:
-        table.add_row(run.id, run.flow, run.state, run.started, str(len(run.stages)))
+        table.add_row(run.id, run.flow, run.state, run.started[:19], str(len(run.stages)))
     console().print(table if found else f"no runs in the store {store}")
 
 
@@ -142,6 +144,9 @@ def export_artifact(ref: ArtifactRef, store: str, folder: str) -> None:
 def collect(store: str, keep: int) -> dict[str, object]:
     """Deletes old runs, then what no kept run needs."""
     place = Store(store)
+    going = [run.id for run in list_runs(place) if run.state == "running"]
+    if going:  # it may have found an artifact that no record names yet
+        raise ValueError(f"run {going[0]}: is going on; collect when it has ended")
     gone = delete_runs(place, keep)
     needed = {ref.digest for run in list_runs(place) for ref in run.stages.values()}
     return {"runs_deleted": len(gone), "artifacts_deleted": len(place.gc(needed))}

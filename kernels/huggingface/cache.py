@@ -21,7 +21,7 @@ class PolicyLayer(CacheLayerMixin):
     supports_early_init = False
 
     def __init__(self, state: LayerState) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.state = state
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -122,7 +122,7 @@ class StreamingPolicy(KVPolicy[StreamingState]):
         logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
         weights = logits.softmax(dim=-1, dtype=torch.float32).to(value.dtype).flatten(2, 3)
         shares = weights.split([part.shape[2] for part in values], dim=-1)
-        output = shares[0] @ values[0]
+        output: Tensor = shares[0] @ values[0]
         for share, part in zip(shares[1:], values[1:], strict=True):
             output = output + share @ part
         if length > 1:

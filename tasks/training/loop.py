@@ -189,11 +189,17 @@ def train(
     ]
 
 
+#: Of a checkpoint, besides the weights: all gone or all there, unless a kill came between.
+_NEEDED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+
+
 def _last_whole(folder: Path) -> str | None:
-    """The last checkpoint that was written to its end; half-written ones are removed."""
+    """The last checkpoint that is whole; half-written and half-removed ones are removed."""
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])):
         try:
             json.loads((checkpoint / TRAINER_STATE_NAME).read_text())  # the trainer writes it last
+            for name in _NEEDED:
+                (checkpoint / name).stat()
         except (OSError, ValueError):
             shutil.rmtree(checkpoint)
         else:

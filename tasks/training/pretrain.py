@@ -63,7 +63,7 @@ def build(
         progress: tokens seen.
 
     Raises:
-        ValueError: an unknown recipe or size; a tokenizer without an eos token; a corpus shorter than one window.
+        ValueError: an unknown recipe or size; a tokenizer without eos or turn tokens; a corpus shorter than one window.
     """
     if recipe not in RECIPES:
         raise ValueError(f"recipe {recipe!r}: unknown, expected one of {sorted(RECIPES)}")
@@ -164,13 +164,14 @@ def _fresh(size: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaFor
         pad_token_id=tokenizer.pad_token_id,
         **dataclasses.asdict(SHAPES[size]),
     )
-    model = LlamaForCausalLM(config).float()
+    model: LlamaForCausalLM = LlamaForCausalLM(config).float()
     seed_previous_token_head(model, seed=seed)
     return model
 
 
 def _turns(tokenizer: PreTrainedTokenizerBase) -> Turns:
-    ids = [tokenizer.convert_tokens_to_ids(token) for token in (USER, ASSISTANT, END)]
+    ids = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
+    assert isinstance(ids, list)
     if any(found in (None, tokenizer.unk_token_id) for found in ids):
         raise ValueError(f"tokenizer: lacks one of {USER} {ASSISTANT} {END}, expected one trained by this project")
     return Turns(*ids)

@@ -43,7 +43,9 @@ def seed_previous_token_head(model: LlamaForCausalLM, *, seed: int, sharpness: f
     embeddings -= torch.outer(embeddings @ direction, direction)
     embeddings += direction * embeddings.norm(dim=1).mean()
 
-    theta = float(config.rope_parameters["rope_theta"]) ** (-torch.arange(half) / half)
+    base = config.rope_parameters["rope_theta"]
+    assert base is not None
+    theta = float(base) ** (-torch.arange(half) / half)
     key = torch.zeros(size)
     key[:PAIRS] = 1.0
     query = torch.zeros(size)

@@ -86,7 +86,8 @@ def load_messages(instructions: Path, indices: Sequence[int] | None = None) -> l
     column = read_table(instructions, "instructions", columns=["messages"]).column("messages")
     if indices is not None:
         column = column.take(list(indices))
-    return column.to_pylist()
+    conversations: list[list[dict[str, str]]] = column.to_pylist()
+    return conversations
 
 
 def encode_all(
