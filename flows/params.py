@@ -145,10 +145,11 @@ def parse_policy(text: str) -> tuple[str, dict[str, int]]:
     name, _, rest = text.partition(":")
     options = {}
     for part in filter(None, rest.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals or not value.lstrip("-").isdigit():
-            raise ValueError(f"KV policy {text!r}: found option {part!r}, expected NAME=INTEGER")
-        options[key.strip()] = int(value)
+        key, _, value = part.partition("=")
+        try:
+            options[key.strip()] = int(value)
+        except ValueError:
+            raise ValueError(f"KV policy {text!r}: found option {part!r}, expected NAME=INTEGER") from None
     return name, options
 
 

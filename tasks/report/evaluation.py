@@ -61,8 +61,8 @@ def read_evaluations(folders: Mapping[str, Path]) -> Evaluations:
     """Reads every evaluation section.
 
     Args:
-        folders: label such as "evaluation/tagcos/streaming" -> folder; the label's second part names the model, the
-            tables themselves name the policy.
+        folders: label such as "evaluation/tagcos/longbench/streaming:sink=4,window=28" -> folder; the second part names
+            the model, the fourth the policy (without it the tables do, but without its settings).
 
     Raises:
         ValueError: an unreadable file, or two sections that hold the same score.
@@ -70,17 +70,21 @@ def read_evaluations(folders: Mapping[str, Path]) -> Evaluations:
     found = Evaluations()
     owner: dict[tuple[str, ...], str] = {}
     for label, folder in folders.items():
-        model = [*label.split("/"), "model"][1]
+        parts = label.split("/", 3)
+        model = [*parts, "model"][1]
         scores = read_table(folder / "scores.parquet", SCORES).to_pylist()
         samples = read_table(folder / "samples.parquet", SAMPLES, optional=PLACES).to_pylist()
+        costs = []
+        if (folder / "cost.parquet").exists():
+            costs = read_table(folder / "cost.parquet", COST).to_pylist()
+        for row in (*scores, *samples, *costs):
+            row["policy"] = parts[3] if len(parts) > 3 else row["policy"]
         for score in scores:
             key = (model, *(score[name] for name in ("policy", "suite", "task", "metric")))
             if owner.setdefault(key, label) != label:
                 raise ValueError(f"report: sections {owner[key]} and {label} both hold the score {'/'.join(key)}")
         _add_samples(found, model, scores, samples)
-        if (folder / "cost.parquet").exists():
-            rows = read_table(folder / "cost.parquet", COST).to_pylist()
-            found.costs += [{"model": model, **row} for row in rows]
+        found.costs += [{"model": model, **row} for row in costs]
     return found
 
 

@@ -1,0 +1,67 @@
+"""Inputs of a whole pipeline, as small as they can be: a few source files, a model folder, instructions, records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+WORDS = ("alpha", "beta", "gamma", "delta")
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with corpus/, model/, instructions.jsonl and records/ (the task `copy` in LongBench's format)."""
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "corpus").mkdir()
+    for i in range(4):
+        lines = [f"def {WORDS[(i + j) % 4]}_{j}(x):\n    return x + {i * j}\n" for j in range(30)]
+        (folder / "corpus" / f"m{i}.py").write_text("\n".join(lines))
+    with (folder / "instructions.jsonl").open("w") as file:
+        for i in range(20):
+            messages = [
+                {"role": "user", "content": f"say {WORDS[i % 4]} {i}"},
+                {"role": "assistant", "content": WORDS[i % 4]},
+            ]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    records = folder / "records"
+    (records / "config").mkdir(parents=True)
+    fixed = {"input": "?", "length": 3, "dataset": "copy", "language": "en", "all_classes": None}
+    with (records / "copy.jsonl").open("w") as file:
+        for i, word in enumerate(WORDS):
+            file.write(json.dumps(fixed | {"context": f"word: {word}", "answers": [word], "_id": str(i)}) + "\n")
+    tables = {"prompt": "{context}\nword:", "maxlen": 4, "metric": "qa_f1", "chat": False}
+    for name, value in tables.items():
+        (records / "config" / f"dataset2{name}.json").write_text(json.dumps({"copy": value}))
+    _write_model(folder / "corpus", folder / "model")
+    return folder
+
+
+def _write_model(sources: Path, folder: Path) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from longloom.tasks.corpus.build import build as build_corpus
+    from longloom.tasks.corpus.tokenizer import build as build_tokenizer
+
+    corpus = folder.with_name("corpus-of-the-tokenizer")
+    corpus.mkdir()
+    folder.mkdir()
+    build_corpus([str(sources)], corpus, text_field="text", id_field="id", on_bad_record="stop")
+    build_tokenizer(corpus, folder, vocab_size=300)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=3,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)

@@ -1,0 +1,124 @@
+"""The form models: defaults hold wherever only some fields are given, and what is out of range is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from longloom.flows.params import (
+    STAGES,
+    CoresetParams,
+    CorpusParams,
+    EvaluateParams,
+    FinetuneParams,
+    IndexParams,
+    InstructionsParams,
+    ModelParams,
+    Params,
+    PipelineParams,
+    PretrainParams,
+    parse_policy,
+)
+
+ALL = (
+    *(CorpusParams, IndexParams, ModelParams, PretrainParams, InstructionsParams),
+    *(CoresetParams, FinetuneParams, EvaluateParams, PipelineParams),
+)
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_every_field_has_a_default_and_a_description(model: type[Params]) -> None:
+    defaults = model()
+    for name, field in model.model_fields.items():
+        assert field.description or isinstance(getattr(defaults, name), Params), name
+    assert model.model_validate(json.loads(defaults.model_dump_json())) == defaults
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_unknown_fields_are_refused_and_values_stay(model: type[Params]) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        model.model_validate({"sourcs": 1})
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(model(), next(iter(model.model_fields)), None)
+
+
+def test_a_part_of_a_nested_form_leaves_the_pipelines_own_defaults() -> None:
+    whole = PipelineParams()
+    part = PipelineParams.model_validate({"evaluate": {"limit": 3}, "index": {"threads": 1}})
+    assert part.evaluate == whole.evaluate.model_copy(update={"limit": 3})
+    assert part.index == whole.index.model_copy(update={"threads": 1})
+    assert (part.evaluate.suite, part.index.tokenizer) == ("records", "base")
+    assert PretrainParams(size="1m").source == "scratch"
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "value"),
+    [
+        (CorpusParams, "sources", []),
+        (CorpusParams, "on_bad_record", "ignore"),
+        (IndexParams, "vocab_size", 259),
+        (IndexParams, "threads", 0),
+        (IndexParams, "memory_gib", 0),
+        (IndexParams, "memory_gib", float("inf")),
+        (ModelParams, "source", ""),
+        (ModelParams, "tokens", 9_999),
+        (ModelParams, "seed", -1),
+        (PretrainParams, "source", "a-folder"),
+        (InstructionsParams, "examples", 9),
+        (CoresetParams, "methods", []),
+        (CoresetParams, "share", 0),
+        (CoresetParams, "share", 1.01),
+        (CoresetParams, "share", float("nan")),
+        (CoresetParams, "count", 0),
+        (FinetuneParams, "dropout", 1),
+        (FinetuneParams, "learning_rate", 0),
+        (FinetuneParams, "tuning", "qlora"),
+        (EvaluateParams, "limit", 0),
+        (EvaluateParams, "policies", []),
+        (EvaluateParams, "policies", ["streaming:sink"]),
+        (EvaluateParams, "lengths", [0]),
+        (EvaluateParams, "depths", [101]),
+        (PipelineParams, "from_stage", "train"),
+    ],
+)
+def test_out_of_range(model: type[Params], field: str, value: object) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate({field: value})
+    assert caught.value.errors()[0]["loc"][0] == field
+
+
+def test_the_order_of_stages_is_checked() -> None:
+    assert PipelineParams(from_stage="report", until_stage="report").until_stage == STAGES[-1]
+    with pytest.raises(ValidationError, match="from_stage model comes after until_stage index"):
+        PipelineParams(from_stage="model", until_stage="index")
+
+
+def test_records_are_derived_from_the_standard_library_alone() -> None:
+    docs = {"sources": ["docs"]}
+    with pytest.raises(ValidationError, match=r"evaluate.suite records has no evaluate.data"):
+        PipelineParams.model_validate({"corpus": docs})
+    PipelineParams.model_validate({"corpus": docs, "until_stage": "finetune"})
+    PipelineParams.model_validate({"corpus": docs, "evaluate": {"data": "records"}})
+    PipelineParams.model_validate({"corpus": docs, "evaluate": {"suite": "needle"}})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("full", ("full", {})),
+        ("streaming:sink=4,window=252", ("streaming", {"sink": 4, "window": 252})),
+        ("streaming: sink = -1", ("streaming", {"sink": -1})),
+    ],
+)
+def test_policies_are_parsed(text: str, expected: tuple[str, dict[str, int]]) -> None:
+    assert parse_policy(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["streaming:sink", "streaming:sink=", "streaming:sink=4.5", "streaming:sink=a", "streaming:sink=--4"]
+)
+def test_policies_with_other_than_integers_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected NAME=INTEGER"):
+        parse_policy(text)

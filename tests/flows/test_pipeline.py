@@ -1,0 +1,258 @@
+"""The whole pipeline on tiny inputs, under one server: again, damaged, in parts, compared; and errors in its tasks."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+from longloom.flows import cli
+from longloom.flows.params import STAGES, PipelineParams
+from longloom.flows.pipeline import pipeline
+from longloom.storage.refs import ArtifactRef
+from longloom.storage.runs import list_runs
+from longloom.storage.store import Store
+
+Refs = dict[str, ArtifactRef]
+POLICIES = ("full", "streaming:sink=4,window=12", "streaming:sink=4,window=28")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def harness() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def params_of(inputs: Path, **changes: Any) -> PipelineParams:
+    given: dict[str, Any] = {
+        "corpus": {"sources": [str(inputs / "corpus")]},
+        "index": {"tokenizer": str(inputs / "model"), "threads": 1, "memory_gib": 0.5},
+        "model": {"source": str(inputs / "model")},
+        "instructions": {"sources": [str(inputs / "instructions.jsonl")]},
+        "coreset": {"share": 0.2, "clusters": 2, "dimension": 16, "checkpoints": 1, "warmup_share": 0.2, "batch": 4},
+        "finetune": {"epochs": 1, "batch": 4},
+        "evaluate": {
+            "suite": "records",
+            "data": str(inputs / "records"),
+            "limit": 1,
+            "policies": POLICIES,
+            "lengths": [256],
+            "depths": [50],
+            "samples": 1,
+        },
+        "full_pool": False,
+    }
+    return PipelineParams.model_validate(given | changes)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pipeline") / "store"
+
+
+@pytest.fixture(scope="module")
+def first(inputs: Path, root: Path) -> Refs:
+    return pipeline(params_of(inputs), store=str(root))
+
+
+def digests(refs: Refs) -> dict[str, str]:
+    return {label: ref.digest for label, ref in refs.items()}
+
+
+def said(text: str, mark: str) -> set[str]:
+    """The stages whose lines begin with + (built) or = (unchanged)."""
+    return {line.split()[1] for line in text.splitlines() if line.startswith(f"{mark} ")}
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, root: Path, first: Refs, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs `longloom ...` on the pipeline's store: exit code, standard output, last line of standard error."""
+    monkeypatch.setattr(cli.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(cli, "_flow", lambda store: None)  # the harness is the server
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["longloom", *arguments, "--store", str(root)])
+        code = 0
+        capsys.readouterr()
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        out, err = capsys.readouterr()
+        return code, out, (err.splitlines() or [""])[-1]
+
+    return call
+
+
+def test_it_comes_to_the_report(first: Refs, root: Path) -> None:
+    models = ("base", "tagcos", "random")
+    shown = ("full", *POLICIES[1:])
+    assert list(first) == [
+        *("corpus", "tokenizer", "index", "model", "instructions", "warmup", "features"),
+        *("coreset/tagcos", "coreset/random", "finetune/tagcos", "finetune/random"),
+        *(
+            f"evaluation/{model}/{suite}/{policy}"
+            for model in models
+            for suite in ("records", "needle")
+            for policy in shown
+        ),
+        "report",
+    ]
+    assert first["coreset/tagcos"].counts["selected"] == 4
+    assert first["corpus"].counts["documents"] == 4
+    store = Store(root)
+    assert all(store.open(ref).is_dir() for ref in first.values())
+    assert not list(root.glob("work/*"))
+    page = (store.open(first["report"]) / "index.html").read_text()
+    assert "streaming:sink=4,window=28" in page
+    run = list_runs(store)[-1]
+    assert (run.flow, run.state, run.stages) == ("pipeline", "completed", first)
+
+
+def test_again_nothing_changes(first: Refs, inputs: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in root.glob("artifacts/*/*/*")}
+    assert pipeline(params_of(inputs), store=str(root)) == first
+    err = capsys.readouterr().err
+    assert said(err, "+") == set()
+    assert {"corpus", "index", "features", "coreset-tagcos", "finetune-random", "report"} <= said(err, "=")
+    assert {path: path.stat().st_mtime_ns for path in root.glob("artifacts/*/*/*")} == before
+
+
+def test_inputs_elsewhere_give_the_same_digests(first: Refs, inputs: Path, root: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    inputs.rename(moved)
+    try:
+        assert digests(pipeline(params_of(moved), store=str(root))) == digests(first)
+    finally:
+        moved.rename(inputs)
+
+
+@pytest.mark.parametrize(
+    ("label", "line"), [("corpus", "corpus"), ("coreset/tagcos", "coreset-tagcos"), ("report", "report")]
+)
+def test_what_is_damaged_is_built_again(
+    label: str, line: str, first: Refs, inputs: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Store(root).open(first[label])
+    for path in sorted(folder.iterdir())[:1]:
+        path.write_bytes(b"damaged" + path.read_bytes()[7:])
+    assert digests(pipeline(params_of(inputs), store=str(root))) == digests(first)
+    assert said(capsys.readouterr().err, "+") == {line}
+    assert Store(root).open(first[label]).is_dir()
+
+
+def test_parts(first: Refs, inputs: Path, root: Path, tmp_path: Path) -> None:
+    parts = {until: list(pipeline(params_of(inputs, until_stage=until), store=str(root))) for until in STAGES[:3]}
+    assert parts == {
+        "corpus": ["corpus"],
+        "index": ["corpus", "tokenizer", "index"],
+        "model": ["corpus", "tokenizer", "index", "model"],
+    }
+    assert pipeline(params_of(inputs, from_stage="report"), store=str(root)) == first
+    other = tmp_path / "store"
+    until = pipeline(params_of(inputs, until_stage="index"), store=str(other))
+    assert digests(until) == {label: first[label].digest for label in ("corpus", "tokenizer", "index")}
+    with pytest.raises(
+        ValueError, match=r"^import-model: not in the store .*; start from this stage or an earlier one"
+    ):
+        pipeline(params_of(inputs, from_stage="instructions"), store=str(other))
+    from_model = pipeline(params_of(inputs, from_stage="model", until_stage="model"), store=str(other))
+    assert from_model["model"].digest == first["model"].digest
+
+
+def test_a_model_of_an_earlier_run(run: Callable[..., tuple[int, str, str]], first: Refs, inputs: Path) -> None:
+    evaluate = (
+        "evaluate",
+        "--suite",
+        "records",
+        "--data",
+        str(inputs / "records"),
+        "--limit",
+        "1",
+        "--json",
+        "--model",
+    )
+    code, out, _ = run(*evaluate, "run:latest:finetune/tagcos")
+    assert code == 0
+    found = json.loads(out)
+    assert found["evaluations"]["full"]["digest"] == first["evaluation/tagcos/records/full"].digest
+    assert [(row["task"], row["samples"]) for row in found["scores"]] == [("copy", 1)]
+    code, out, err = run(*evaluate, "run:latest:finetune/nope")
+    assert (code, out) == (2, "")
+    assert "no such model, expected run:latest:LABEL; the labels there: model, finetune/tagcos, finetune/random" in err
+    code, out, err = run(*evaluate, "run:1999:model")
+    assert (code, out) == (2, "")
+    assert "run '1999': 0 match" in err
+
+
+def test_report_and_comparison(
+    run: Callable[..., tuple[int, str, str]], first: Refs, inputs: Path, root: Path, tmp_path: Path
+) -> None:
+    store = Store(root)
+    one = next(run.id for run in list_runs(store) if run.stages == first)
+    pipeline(params_of(inputs, finetune={"epochs": 2, "batch": 4}), store=str(root))
+    other = list_runs(store)[0].id
+    code, out, _ = run("compare", one, other, "--json")
+    assert code == 0
+    assert json.loads(out)
+    code, out, _ = run("compare", one)
+    assert code == 0
+    assert "epochs" in out
+    page = tmp_path / "page.html"
+    code, out, _ = run("report", one, "--out", str(page), "--json")
+    assert code == 0
+    assert json.loads(out)["report"]["digest"] == first["report"].digest
+    assert page.read_text().lstrip().startswith("<!")
+    for command in (("report", "nope"), ("compare", one, "nope")):
+        code, out, err = run(*command)
+        assert (code, out) == (2, "")
+        assert err.startswith("longloom: run 'nope': 0 match")
+
+
+def test_errors_inside_of_tasks(
+    run: Callable[..., tuple[int, str, str]], inputs: Path, root: Path, tmp_path: Path
+) -> None:
+    before = sorted(root.glob("artifacts/*/*"))
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"id": "1", "text": "good"}\n{"id": "2", "txt": "bad"}\n')
+    (tmp_path / "empty").mkdir()
+    model, data = str(inputs / "model"), str(inputs / "records")
+    evaluate = ("evaluate", "--model", model, "--data", data, "--suite")
+    for command, expected in [
+        (("index", str(bad)), "bad.jsonl, line 2: found no field 'text' (fields: id, txt), expected text"),
+        (("index", str(tmp_path / "empty")), "empty: the folder holds no files"),
+        (("index", "nowhere"), "nowhere: no such file or folder"),
+        (("evaluate", "--model", str(tmp_path)), "holds no config.json and no tokenizer.json"),
+        (("evaluate", "--model", "scratch"), "model scratch: needs a corpus and a tokenizer"),
+        ((*evaluate, "nope"), "unknown suite 'nope'; known: leval, longbench, needle, records"),
+        ((*evaluate, "records", "--policies", "nope"), "unknown KV policy 'nope'; known: full, streaming"),
+        ((*evaluate, "records", "--policies", "streaming:a=1"), "KV policy 'streaming' has no option 'a'"),
+        ((*evaluate, "records", "--tasks", "nope"), "suite 'records' has no task 'nope'; known: copy"),
+        (("coreset", "--methods", "nope"), "unknown selection method 'nope'; known: random, tagcos"),
+        (("pipeline", "--coreset.methods", "nope"), "unknown selection method 'nope'; known: random, tagcos"),
+        (("pipeline", "--evaluate.policies", "nope"), "unknown KV policy 'nope'; known: full, streaming"),
+    ]:
+        code, out, err = run(*command)
+        assert (code, out) == (2, ""), (command, err)
+        assert err.startswith("longloom: "), err
+        assert expected in err
+    assert {path for path in sorted(root.glob("artifacts/*/*")) if path not in before} == set()
+
+
+def test_bad_records_are_skipped_and_counted(
+    run: Callable[..., tuple[int, str, str]], root: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"id": "1", "text": "good"}\nno JSON\n{"id": "2", "txt": "bad"}\n')
+    code, out, _ = run("index", str(bad), "--on-bad-record", "skip", "--tokenizer", "bytes", "--json")
+    assert code == 0
+    assert json.loads(out)["index"]["counts"]["documents"] == 1
+    corpus = list_runs(Store(root))[0].stages["corpus"]
+    assert corpus.counts == {"documents": 1, "characters": 4, "skipped": 2}
