@@ -14,20 +14,32 @@ from transformers import PreTrainedModel
 
 from longloom.kernels.huggingface.attention import attention_function
 
+#: Places after an earlier occurrence that are looked at, at most.
+DISPLACEMENTS = 17
+
 #: Sequences a forward pass: bounds the logits.
 _BATCH = 8
 
 
 class HeadScores(NamedTuple):
-    """Mean attention [layers, query heads], float32 in 0..1, from a token to its earlier occurrences.
+    """Mean attention, float32 in 0..1, from a token to what stands at or after its earlier occurrences.
 
     Attributes:
-        induction: to the tokens that followed them.
-        echo: to the occurrences themselves.
+        at: [layers, query heads, DISPLACEMENTS], to the tokens 0, 1, 2, ... after them. A circuit can copy from a few
+            tokens further on, when its first layers carry what stood before that far; induction does not show it.
     """
 
-    induction: Tensor
-    echo: Tensor
+    at: Tensor
+
+    @property
+    def echo(self) -> Tensor:
+        """[layers, query heads], to the occurrences themselves."""
+        return self.at[..., 0]
+
+    @property
+    def induction(self) -> Tensor:
+        """[layers, query heads], to the tokens that followed them."""
+        return self.at[..., 1]
 
 
 @torch.inference_mode()
@@ -96,9 +108,11 @@ def induction_scores(
     ids = torch.cat((torch.tensor([bos]), tokens.repeat(repeats)))[None].to(model.device)
     index = torch.arange(length * repeats, device=model.device)
     ahead = index[:, None] - index  # how far a column's token lies before the row's
-    echoes = (ahead > 0) & (ahead % length == 0)
-    followers = (index > 0) & (ahead >= 0) & ((ahead + 1) % length == 0)
-    scores: list[tuple[Tensor, Tensor]] = []
+    targets = [
+        (index >= after) & (ahead >= 0) & (ahead + after > 0) & ((ahead + after) % length == 0)
+        for after in range(min(DISPLACEMENTS, length))
+    ]
+    scores: list[Tensor] = []
 
     def score(
         module: Any, query: Tensor, key: Tensor, value: Tensor, start: None, *, scaling: float, **_: Any
@@ -111,16 +125,12 @@ def induction_scores(
         output = (weights.to(value.dtype) @ value[:, :, None]).flatten(1, 2)
         among = weights[0].flatten(0, 1)[:, 1:, 1:]  # [Hq, T - 1, T - 1], without bos
         later = length * (repeats - 1)
-        scores.append(
-            ((among * followers).sum(dim=(1, 2)).cpu() / later, (among * echoes).sum(dim=(1, 2)).cpu() / later)
-        )
+        scores.append(torch.stack([(among * target).sum(dim=(1, 2)).cpu() / later for target in targets], dim=-1))
         return output.transpose(1, 2).contiguous(), None
 
     with attention_function(model, score):
         model.get_decoder()(input_ids=ids, use_cache=False)
-    return HeadScores(
-        induction=torch.stack([induction for induction, _ in scores]), echo=torch.stack([echo for _, echo in scores])
-    )
+    return HeadScores(at=torch.stack(scores))
 
 
 def _random_tokens(model: PreTrainedModel, special: Collection[int], shape: tuple[int, ...], seed: int) -> Tensor:

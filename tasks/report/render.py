@@ -16,6 +16,7 @@ from longloom.tasks.report import formats, plots
 from longloom.tasks.report.figures import INK, colours
 from longloom.tasks.report.gather import Gathered, rank
 from longloom.tasks.report.summary import summary
+from longloom.tasks.report.training import HEAD_SCORES
 from longloom.tasks.report.views import copy_table, cost_rows, evaluation_table, grid_name, grid_scale
 
 HERE = Path(__file__).parent
@@ -74,7 +75,7 @@ def _figures(numbers: Numbers) -> dict[str, Any]:
         found["sources"] = plots.source_bars(numbers["corpus"]["sources"], numbers["corpus"]["other"])
     if model.get("training"):
         found["training"] = plots.loss_curves({"base": model["training"]}, {"base": INK})
-    found["heads"] = [plots.head_map(model[name], title=name) for name in ("induction", "echo") if name in model]
+    found["heads"] = [plots.head_map(model[name], title=name) for name in HEAD_SCORES if name in model]
     if coreset and coreset["pool"] and coreset["methods"]:
         found["shares"] = plots.source_shares(coreset["sources"], coreset["methods"], coreset["pool"], colour)
         for method, chosen in coreset["methods"].items():

@@ -45,8 +45,12 @@ def training_numbers(folder: Path) -> Numbers | None:
     }
 
 
+#: Layers x heads each, in probes.json.
+HEAD_SCORES = ("copying", "induction", "echo")
+
+
 def probe_numbers(folder: Path) -> Numbers:
-    """Copy accuracy by length and gap, and induction and echo scores per head, where the folder has probes.json.
+    """Copy accuracy by length and gap, and the scores of every head in `HEAD_SCORES`, where the folder has probes.json.
 
     Raises:
         ValueError: probes.json does not hold what it should; names the file.
@@ -63,7 +67,7 @@ def probe_numbers(folder: Path) -> Numbers:
                 for row in probes["copy_accuracy"]
             ]
             result["copy_accuracy"] = sorted(rows, key=lambda row: (row["length"], row["gap"]))
-        for name in ("induction", "echo"):
+        for name in HEAD_SCORES:
             if probes.get(name):
                 scores = np.array(probes[name], dtype=np.float64)
                 if scores.ndim != 2:

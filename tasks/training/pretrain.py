@@ -151,6 +151,8 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed:
         "copy_accuracy": copies,
         "induction": np.round(scores.induction.double().numpy(), 4).tolist(),
         "echo": np.round(scores.echo.double().numpy(), 4).tolist(),
+        "copying": np.round(scores.at.amax(dim=-1).double().numpy(), 4).tolist(),
+        "displacement": scores.at.argmax(dim=-1).tolist(),
     }
 
 

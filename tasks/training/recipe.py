@@ -42,9 +42,9 @@ SHAPES = {
 #: From random weights (`longloom demo --from-scratch`); also what wrote the repository's base checkpoint.
 SCRATCH = (
     Phase("induction", 2_000_000, 64, 32, 3e-3, 3e-3, walks=0.8, copies=0.2, repeats=0.0, text=0.0, lookups=0.0),
-    Phase("stretch", 1_500_000, 256, 12, 3e-3, 2e-3, walks=0.2, copies=0.3, repeats=0.25, text=0.25, lookups=0.0),
-    Phase("window", 1_000_000, 1024, 6, 2e-3, 1.4e-3, walks=0.03, copies=0.22, repeats=0.3, text=0.45, lookups=0.0),
-    Phase("lookup", 3_000_000, 1024, 6, 1.4e-3, 1e-4, walks=0.03, copies=0.17, repeats=0.2, text=0.4, lookups=0.2),
+    Phase("stretch", 2_000_000, 256, 12, 3e-3, 2e-3, walks=0.2, copies=0.3, repeats=0.25, text=0.25, lookups=0.0),
+    Phase("window", 2_000_000, 1024, 6, 2e-3, 1.4e-3, walks=0.03, copies=0.22, repeats=0.3, text=0.45, lookups=0.0),
+    Phase("lookup", 4_000_000, 1024, 6, 1.4e-3, 1e-4, walks=0.03, copies=0.17, repeats=0.2, text=0.4, lookups=0.2),
 )
 
 #: From the base checkpoint, on the user's own corpus.

@@ -21,10 +21,7 @@ def seed_previous_token_head(model: LlamaForCausalLM, *, seed: int, sharpness: f
 
     All embeddings get one common direction u (under tied weights it shifts every logit alike, so predictions do not
     change). The head's query and key read u only: key k0 = 1 on the fastest rotary pairs, query q0 = R(-1) k0. With
-    RoPE the logit of (i, j) is |u.x|^2 * sum_f cos((i - 1 - j) theta_f), which is largest where j = i - 1. Every other
-    query and key is made blind to u: a random head that reads a constant prefers a random distance, and a first
-    checkpoint built its circuit on two such heads, 7 and 8 back. It copied as well, but looked at the token 7 after the
-    one to be copied, where no measure of induction heads would find it.
+    RoPE the logit of (i, j) is |u.x|^2 * sum_f cos((i - 1 - j) theta_f), which is largest where j = i - 1.
 
     Args:
         model: freshly initialised, tied embeddings.
@@ -54,9 +51,6 @@ def seed_previous_token_head(model: LlamaForCausalLM, *, seed: int, sharpness: f
     query = torch.zeros(size)
     query[:half] = key[:half] * torch.cos(theta)
     query[half:] = -key[:half] * torch.sin(theta)
-    for layer in model.model.layers:  # no other head may read the direction: see the docstring
-        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
-            projection.weight -= torch.outer(projection.weight @ direction, direction)
     attention = model.model.layers[0].self_attn
     attention.q_proj.weight[:size] = sharpness * torch.outer(query, direction)
     attention.k_proj.weight[:size] = sharpness * torch.outer(key, direction)

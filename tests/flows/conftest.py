@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 WORDS = ("alpha", "beta", "gamma", "delta")
+
+
+@pytest.fixture
+def signals_restored() -> Iterator[None]:
+    """The command line's entry point sets handlers of its own."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -38,11 +38,12 @@ Run = Callable[..., Done]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(
+    signals_restored: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Run:
     """Runs `longloom ...` in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(cli.signal, "signal", lambda number, handler: None)
 
     def call(*arguments: str) -> Done:
         monkeypatch.setattr(sys, "argv", ["longloom", *arguments])

@@ -71,10 +71,9 @@ def said(text: str, mark: str) -> set[str]:
 
 @pytest.fixture
 def run(
-    monkeypatch: pytest.MonkeyPatch, root: Path, first: Refs, capsys: pytest.CaptureFixture[str]
+    signals_restored: None, monkeypatch: pytest.MonkeyPatch, root: Path, first: Refs, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
     """Runs `longloom ...` on the pipeline's store: exit code, standard output, last line of standard error."""
-    monkeypatch.setattr(cli.signal, "signal", lambda number, handler: None)
     monkeypatch.setattr(cli, "_flow", lambda store: None)  # the harness is the server
 
     def call(*arguments: str) -> tuple[int, str, str]:
@@ -105,7 +104,7 @@ def test_it_comes_to_the_report(first: Refs, root: Path) -> None:
         ),
         "report",
     ]
-    assert first["coreset/tagcos"].counts["selected"] == 4
+    assert first["coreset/tagcos"].counts["examples"] == 4
     assert first["corpus"].counts["documents"] == 4
     store = Store(root)
     assert all(store.open(ref).is_dir() for ref in first.values())
@@ -160,9 +159,9 @@ def test_parts(first: Refs, inputs: Path, root: Path, tmp_path: Path) -> None:
     until = pipeline(params_of(inputs, until_stage="index"), store=str(other))
     assert digests(until) == {label: first[label].digest for label in ("corpus", "tokenizer", "index")}
     with pytest.raises(
-        ValueError, match=r"^import-model: not in the store .*; start from this stage or an earlier one"
+        ValueError, match=r"^instructions: not in the store .*; start from this stage or an earlier one"
     ):
-        pipeline(params_of(inputs, from_stage="instructions"), store=str(other))
+        pipeline(params_of(inputs, from_stage="coreset"), store=str(other))
     from_model = pipeline(params_of(inputs, from_stage="model", until_stage="model"), store=str(other))
     assert from_model["model"].digest == first["model"].digest
 
@@ -182,7 +181,7 @@ def test_a_model_of_an_earlier_run(run: Callable[..., tuple[int, str, str]], fir
     code, out, _ = run(*evaluate, "run:latest:finetune/tagcos")
     assert code == 0
     found = json.loads(out)
-    assert found["evaluations"]["full"]["digest"] == first["evaluation/tagcos/records/full"].digest
+    assert found["evaluations"]["full"] == first["evaluation/tagcos/records/full"].model_dump()
     assert [(row["task"], row["samples"]) for row in found["scores"]] == [("copy", 1)]
     code, out, err = run(*evaluate, "run:latest:finetune/nope")
     assert (code, out) == (2, "")
