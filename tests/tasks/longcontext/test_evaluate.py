@@ -184,15 +184,15 @@ def test_needle_grid(model_folder: Path, tmp_path: Path) -> None:
 
 def test_a_sample_that_cannot_fit_is_a_failure(model_folder: Path, tmp_path: Path) -> None:
     document = {
-        "instructions": ["Is it so? " * 80, "2+2?"],
+        "instructions": ["Is it so? " * 400, "And is it so? " * 400],
         "outputs": ["4", "4"],
         "input": "1+1=2. The answer is 2.",
         "evaluation": "exam",
     }
     data = tmp_path / "gsm100.jsonl"
     data.write_text(json.dumps(document) + "\n")
-    # 512 new tokens leave nothing of a window of 512.
-    with pytest.raises(RuntimeError, match=r"all 2 samples failed, .*the model's window leaves 0 tokens"):
+    # The questions alone are longer than the 384 tokens that an answer of a quarter leaves of a window of 512.
+    with pytest.raises(RuntimeError, match=r"all 2 samples failed, .*the model's window leaves 384 tokens"):
         run(model_folder, data, tmp_path / "out", suite="leval")
 
 
