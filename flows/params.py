@@ -128,7 +128,7 @@ class FinetuneParams(Params):
     tuning: Literal["lora", "full"] = Field(default="full", description="adapters on the attention, or all weights")
     epochs: int = Field(default=3, ge=1, description="passes over the examples")
     batch: int = Field(default=4, ge=1, description="examples a step")
-    learning_rate: float = Field(default=5e-4, gt=0, description="peak")
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak")
     rank: int = Field(default=16, ge=1, description="of LoRA")
     alpha: int = Field(default=64, ge=1, description="of LoRA")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="of LoRA")
