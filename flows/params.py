@@ -123,16 +123,16 @@ class CoresetParams(Params):
 
 
 class FinetuneParams(Params):
-    """How to train on the chosen examples."""
+    """How to train on the chosen examples; the defaults are those of TAGCOS (arXiv 2407.15235), but for the batch."""
 
-    tuning: Literal["lora", "full"] = Field(default="full", description="adapters on the attention, or all weights")
-    epochs: int = Field(default=3, ge=1, description="passes over the examples")
-    batch: int = Field(default=4, ge=1, description="examples a step")
-    learning_rate: float = Field(default=1e-3, gt=0, description="peak")
-    rank: int = Field(default=16, ge=1, description="of LoRA")
-    alpha: int = Field(default=64, ge=1, description="of LoRA")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="of LoRA")
-    max_length: int = Field(default=1024, ge=8, description="tokens of an example; longer ones lose their beginning")
+    tuning: Literal["lora", "full"] = Field(default="lora", description="adapters on the attention, or all weights")
+    epochs: int = Field(default=4, ge=1, description="passes over the examples")
+    batch: int = Field(default=16, ge=1, description="examples a step")
+    learning_rate: float = Field(default=2e-5, gt=0, description="peak")
+    rank: int = Field(default=128, ge=1, description="of LoRA")
+    alpha: int = Field(default=512, ge=1, description="of LoRA")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="of LoRA")
+    max_length: int = Field(default=2048, ge=8, description="tokens of an example; longer ones lose their beginning")
     seed: int = Field(default=0, ge=0, description="of the order")
 
 
@@ -200,6 +200,19 @@ class PipelineIndexParams(IndexParams):
     tokenizer: str = Field(default="base", description=IndexParams.model_fields["tokenizer"].description)
 
 
+class PipelineFinetuneParams(FinetuneParams):
+    """How to train on the chosen examples; by default as suits the demo's model of 1 M parameters."""
+
+    tuning: Literal["lora", "full"] = Field(
+        default="full", description=FinetuneParams.model_fields["tuning"].description
+    )
+    epochs: int = Field(default=3, ge=1, description=FinetuneParams.model_fields["epochs"].description)
+    batch: int = Field(default=4, ge=1, description=FinetuneParams.model_fields["batch"].description)
+    learning_rate: float = Field(
+        default=1e-3, gt=0, description=FinetuneParams.model_fields["learning_rate"].description
+    )
+
+
 class PipelineEvaluateParams(EvaluateParams):
     """What to measure, under which KV policies."""
 
@@ -222,7 +235,7 @@ class PipelineParams(Params):
     model: ModelParams = ModelParams()
     instructions: InstructionsParams = InstructionsParams()
     coreset: CoresetParams = CoresetParams()
-    finetune: FinetuneParams = FinetuneParams()
+    finetune: PipelineFinetuneParams = PipelineFinetuneParams()
     evaluate: PipelineEvaluateParams = PipelineEvaluateParams()
     records: int = Field(default=24, ge=1, description="evaluation records a task derived from held-out modules")
     needle: bool = Field(default=True, description="measure the needle grid too")

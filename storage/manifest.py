@@ -75,7 +75,7 @@ class Manifest(BaseModel):
 
     def is_whole(self) -> bool:
         """Whether the fields are those that were sealed, and the digest is the one of the files."""
-        return self.seal in ("", self._seal()) and content_digest(self.files) == self.digest
+        return self.seal == self._seal() and content_digest(self.files) == self.digest
 
     def _seal(self) -> str:
         text = canonical_json(json.loads(self.model_dump_json(exclude={"seal"})))  # as a reader will find it
