@@ -29,8 +29,8 @@ from longloom.kernels.kvcache.base import KVPolicy
 #: What the harness takes where a task sets no length.
 _DEFAULT_NEW_TOKENS = 256
 
-#: An answer gets at most this part of the window, so that small models have room to read. No suite is touched by it from
-#: a window of 2,048 tokens on.
+#: An answer gets at most this part of the window, so that small models have room to read. From a window of 2,048
+#: tokens on no suite is touched by it.
 _ANSWER_SHARE = 4
 
 
