@@ -2,9 +2,9 @@
 
 An induction circuit needs two parts: a head that tells each token what stood before it, and a later head that looks
 for the last symbol in what the first one wrote. From random weights a model must find both before either pays, and
-waits millions of tokens for it. The first part is known in closed form under RoPE, so it is given: with two layers the
-circuit then forms within 1.5M tokens, without it not within 3M. All of it stays trainable, and the four-layer checkpoint
-went on to other heads of its own (docs/training.md).
+waits millions of tokens for it. The first part is known in closed form under RoPE, so it is given: with two layers
+the circuit then forms within 1.5M tokens, without it not within 3M. All of it stays trainable, and the four-layer
+checkpoint went on to other heads of its own (docs/training.md).
 """
 
 from __future__ import annotations

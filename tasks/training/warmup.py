@@ -113,6 +113,7 @@ def _save(model: PeftModel, optimizer: Any, folder: Path, *, step: int, mean_lea
     model.save_pretrained(str(folder))
     config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = ""  # a place on this machine
+    config["target_modules"] = sorted(config["target_modules"])  # a set: its order changes from process to process
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     (folder / "README.md").unlink(missing_ok=True)  # peft's model card template
     moments = {}
