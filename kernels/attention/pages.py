@@ -1,0 +1,120 @@
+"""Keys and values in pages, of a length of its own for each row of the batch and each KV head.
+
+    keys, values  [P, page, D]      a pool; a page belongs to one row and one KV head
+    table         [B, Hkv, maxp]    int32, the pages of each, in order of their slots; -1: no page
+    kv_len        [B, Hkv]          int32, slots in use
+    mean_key, mean_value [B, Hkv, D] float32, dropped [B, Hkv] int32
+                                    one more slot: the mean of `dropped` tokens that are not kept (compensation)
+
+A *slot* is a place for one token of one head. Keys are rotated to their positions, so the slots' order means nothing
+but for the newest: where nothing is folded, the last slots hold the last tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from longloom.kernels.checks import FLOATS, Arguments
+
+#: Tokens a page. A page of one head is contiguous, so a page is also what a kernel reads at once.
+PAGE = 64
+
+
+@dataclass(eq=False)
+class RaggedKV:
+    """Keys and values of one layer, truly ragged: what is not kept takes no memory.
+
+    The constructor checks the values of the integer tensors (one wait for the device) and keeps copies of them on the
+    host. Afterwards they change by `append` alone, which keeps both alike: no step waits for the device again.
+
+    Attributes:
+        keys, values: [P, page, D], page a power of two >= 16. Keys are rotated.
+        table: [B, Hkv, maxp] int32, -1 .. P - 1; whoever has slots in use has pages for them.
+        kv_len: [B, Hkv] int32, 0 .. maxp * page.
+        mean_key, mean_value: [B, Hkv, D] float32, means of what was dropped; None, all three, where nothing ever is.
+        dropped: [B, Hkv] int32, N_d >= 0; 0: that head has no compensation slot.
+        limit: [B, Hkv] int32 or None. A head with limit > 0 keeps at most so many slots: the ones from `sink` on are
+            then a ring, where a new token takes the oldest one's place, which is folded into the mean. 0: no limit.
+        turn: [B, Hkv] int32 with `limit`: which of the ring's slots is the oldest, 0 .. limit - sink - 1.
+        sink: slots at the beginning that are never folded.
+
+    Raises:
+        ValueError: shapes, types or devices do not fit, or a value is out of range.
+    """
+
+    keys: Tensor
+    values: Tensor
+    table: Tensor
+    kv_len: Tensor
+    mean_key: Tensor | None = None
+    mean_value: Tensor | None = None
+    dropped: Tensor | None = None
+    limit: Tensor | None = None
+    turn: Tensor | None = None
+    sink: int = 0
+
+    #: The host's copies: kv_len, limit (0 where there is none) and table.
+    host_len: Tensor = field(init=False, repr=False)
+    host_limit: Tensor = field(init=False, repr=False)
+    host_table: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check = Arguments("ragged KV")
+        check.tensor("keys", self.keys, "P page D", FLOATS)
+        check.tensor("values", self.values, "P page D", self.keys.dtype)
+        check.tensor("table", self.table, "B Hkv maxp", torch.int32)
+        check.tensor("kv_len", self.kv_len, "B Hkv", torch.int32)
+        page = self.page
+        check.require(page >= 16 and page & (page - 1) == 0, "keys", "of a power of two >= 16 tokens a page", page)
+        self.host_len, self.host_table = self.kv_len.cpu().clone(), self.table.cpu().clone()
+        self.host_limit = torch.zeros_like(self.host_len)
+        _within(check, "kv_len", self.host_len, 0, check.sizes["maxp"] * page)
+        _within(check, "table", self.host_table, -1, check.sizes["P"] - 1)
+        used = torch.arange(check.sizes["maxp"]) * page < self.host_len[..., None]
+        check.require(bool((self.host_table[used] >= 0).all()), "table", "a page for every slot in use", "-1")
+
+        means = (self.mean_key, self.mean_value, self.dropped)
+        if any(part is not None for part in means):
+            mean_key, mean_value, dropped = (_given(check, "mean_key, mean_value and dropped", part) for part in means)
+            check.tensor("mean_key", mean_key, "B Hkv D", torch.float32)
+            check.tensor("mean_value", mean_value, "B Hkv D", torch.float32)
+            check.tensor("dropped", dropped, "B Hkv", torch.int32)
+            _within(check, "dropped", dropped.cpu(), 0, None)
+        if self.limit is not None or self.turn is not None:
+            limit, turn = (_given(check, "limit and turn", part) for part in (self.limit, self.turn))
+            _given(check, "dropped, which a limit needs,", self.dropped)
+            check.tensor("limit", limit, "B Hkv", torch.int32)
+            check.tensor("turn", turn, "B Hkv", torch.int32)
+            self.host_limit = limit.cpu().clone()
+            limited = self.host_limit > 0
+            _within(check, "limit", self.host_limit[limited], self.sink + 1, None)
+            _within(check, "kv_len beside limit", (self.host_limit - self.host_len)[limited], 0, None)
+            _within(check, "turn", turn.cpu(), 0, None)
+            _within(check, "turn beside limit", (self.host_limit - self.sink - 1 - turn.cpu())[limited], 0, None)
+
+    @property
+    def page(self) -> int:
+        """Tokens a page."""
+        return self.keys.shape[1]
+
+    def bytes(self) -> int:
+        """Memory held on the device: all tensors, pages without a token included."""
+        held = (self.keys, self.values, self.table, self.kv_len, self.mean_key, self.mean_value, self.dropped)
+        return sum(part.untyped_storage().nbytes() for part in (*held, self.limit, self.turn) if part is not None)
+
+
+def _given(check: Arguments, names: str, value: Tensor | None) -> Tensor:
+    if value is None:
+        raise ValueError(f"{check.operation}: {names} must be given together, found None among them")
+    return value
+
+
+def _within(check: Arguments, name: str, values: Tensor, least: int, most: int | None) -> None:
+    """Raise a ValueError with the first value out of least .. most."""
+    wrong = values < least if most is None else (values < least) | (values > most)
+    if bool(wrong.any()):
+        bound = f"at least {least}" if most is None else f"{least} to {most}"
+        check.require(False, name, bound, int(values[wrong][0]))
