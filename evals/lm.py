@@ -26,7 +26,7 @@ from longloom.evals.ledger import Ledger
 from longloom.evals.protocol import Failure, encode
 from longloom.evals.suite_lm import Job, Outcome, Row, SuiteLM
 from longloom.kernels.huggingface.generate import Generation, Prefix, generate, loglikelihood, read_prefix
-from longloom.kernels.kvcache.base import KVPolicy
+from longloom.kernels.kvcache.base import KVPolicy, SharedPrefillPolicy
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ class PolicyLM(SuiteLM):
         self._model = model
         self._policies = [policy, *(companions or {})]
         self._companions = list((companions or {}).values())
-        alone = next((policy.name for policy in self._policies if not policy.shares_prefill), None)
-        if self._companions and alone is not None:
-            raise ValueError(f"KV policy {alone!r} changes the prefill and shares it with no other")
+        alone = [policy.name for policy in self._policies if not isinstance(policy, SharedPrefillPolicy)]
+        if self._companions and alone:
+            raise ValueError(f"KV policy {alone[0]!r} changes the prefill and shares it with no other")
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation given its context, and whether it is the greedy one."""

@@ -1,7 +1,21 @@
 """Triton kernels run under its interpreter, which must be chosen before triton is imported anywhere; on a GPU where
-LONGLOOM_TEST_DEVICE names one (`make gpu-check`)."""
+LONGLOOM_TEST_DEVICE names one (`make gpu-check`). And fixtures of several folders."""
 
 import os
 
 if "LONGLOOM_TEST_DEVICE" not in os.environ:
     os.environ["TRITON_INTERPRET"] = "1"
+
+from collections.abc import Iterator
+
+import pytest
+
+from .chat_server import ChatServer
+
+
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    """A stub of an OpenAI-compatible server."""
+    running = ChatServer()
+    yield running
+    running.close()

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from longloom.kernels.kvcache.base import KVPolicy, LayerState, Rope
+from longloom.kernels.kvcache.base import KVPolicy, LayerState, Rope, SharedPrefillPolicy
 
 
 class PolicyLayer(CacheLayerMixin):
@@ -71,8 +71,8 @@ class PolicyCache(Cache):
         """A copy that goes on by itself."""
         return PolicyCache(layer.state.fork() for layer in self._policy_layers)
 
-    def kept_by(self, policy: KVPolicy[Any], rope: Rope) -> PolicyCache:
-        """What a policy that shares its prefill keeps of this one, the states of a `PromptPolicy`."""
+    def kept_by(self, policy: SharedPrefillPolicy[Any], rope: Rope) -> PolicyCache:
+        """What the policy keeps of this cache, which holds the states of a `PromptPolicy`."""
         return PolicyCache(policy.keep(layer.state, rope) for layer in self._policy_layers)
 
     def take(self, layer: int, key: Tensor) -> LayerState:

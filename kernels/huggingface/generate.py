@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from longloom.kernels.huggingface.attention import policy_attention, rope_of
 from longloom.kernels.huggingface.cache import PolicyCache
-from longloom.kernels.kvcache.base import KVPolicy
+from longloom.kernels.kvcache.base import KVPolicy, SharedPrefillPolicy
 from longloom.kernels.kvcache.full import FullPolicy
 from longloom.kernels.kvcache.prompt import PromptPolicy
 
@@ -52,7 +52,6 @@ class _Prefill:
 
     policy: KVPolicy[Any]
     members: list[int]
-    shared: bool
 
 
 @dataclass(frozen=True)
@@ -163,10 +162,11 @@ def generate(
         for member in prefill.members:
             began = time.perf_counter()
             assert held is not None
-            own = held.kept_by(policies[member], rope_of(model)) if prefill.shared else held
+            policy = policies[member]
+            own = held.kept_by(policy, rope_of(model)) if isinstance(policy, SharedPrefillPolicy) else held
             if member == prefill.members[-1]:
                 held = None  # what was evicted is freed before the answer
-            with policy_attention(model, policies[member], cache=own):
+            with policy_attention(model, policy, cache=own):
                 ids = _decode(model, own, logits.clone(), mask, ends, max_new_tokens, min_new_tokens)
             seconds = (spent / len(prefill.members) + time.perf_counter() - began) / len(prompts)
             kv_bytes = own.bytes() // len(prompts)
@@ -208,7 +208,7 @@ def loglikelihood(
     (prefill,) = _prefills([policy])
     with policy_attention(model, prefill.policy) as cache:
         logits = _feed(model, cache, torch.tensor([list(context)], device=model.device), None)
-    own = cache.kept_by(policy, rope_of(model)) if prefill.shared else cache
+    own = cache.kept_by(policy, rope_of(model)) if isinstance(policy, SharedPrefillPolicy) else cache
     del cache
     with policy_attention(model, policy, cache=own):
         total, greedy = _score(logits, targets[:1])
@@ -223,15 +223,14 @@ def loglikelihood(
 
 def _prefills(policies: Sequence[KVPolicy[Any]]) -> Iterator[_Prefill]:
     """The ways in which the policies read prompts: one that is shared, and one for each of the others."""
-    sharing = [number for number, policy in enumerate(policies) if policy.shares_prefill]
+    sharing = {number: policy for number, policy in enumerate(policies) if isinstance(policy, SharedPrefillPolicy)}
     if sharing:
         # Full attention takes the prompt's own tensors and appends to them: it goes last.
-        sharing.sort(key=lambda number: isinstance(policies[number], FullPolicy))
-        observed = max(policies[number].observed for number in sharing)
-        yield _Prefill(PromptPolicy(observed=observed), sharing, shared=True)
+        members = sorted(sharing, key=lambda number: isinstance(sharing[number], FullPolicy))
+        yield _Prefill(PromptPolicy(observed=max(policy.observed for policy in sharing.values())), members)
     for number, policy in enumerate(policies):
-        if not policy.shares_prefill:
-            yield _Prefill(policy, [number], shared=False)
+        if number not in sharing:
+            yield _Prefill(policy, [number])
 
 
 def _decode(

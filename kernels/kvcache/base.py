@@ -92,25 +92,6 @@ class KVPolicy(ABC, Generic[State]):
     name: ClassVar[str]
     state_type: ClassVar[type[LayerState]]
 
-    #: Whether prompts meet full attention and the policy then chooses what to keep of them. Such a policy fills `keep`,
-    #: and several of them can go on from one prefill (`kvcache.prompt`); the others change the prefill and run alone.
-    shares_prefill: ClassVar[bool] = False
-
-    @property
-    def observed(self) -> int:
-        """How many of a prompt's last queries `keep` looks at."""
-        return 0
-
-    def keep(self, prompt: Any, rope: Rope) -> State:
-        """The state to decode with, of a prompt that has come in.
-
-        Args:
-            prompt: a `kvcache.prompt.PromptState` with at least `observed` queries (fewer if it is shorter). It may
-                serve other policies too and is not changed; only `full` may take its tensors as they are.
-            rope: the model's rotary embedding.
-        """
-        raise NotImplementedError(f"KV policy {self.name!r} changes the prefill")
-
     @abstractmethod
     def attend(
         self,
@@ -140,6 +121,29 @@ class KVPolicy(ABC, Generic[State]):
 
         Returns:
             [B, Hq, S, D]; finite, and without meaning at padding.
+        """
+
+
+class SharedPrefillPolicy(KVPolicy[State]):
+    """A policy under which a prompt meets full attention, and which then chooses what to keep of it: it fills `keep`.
+
+    Several of them can go on from one prefill (`kvcache.prompt`). A policy of any other kind changes the prefill and
+    runs alone.
+    """
+
+    @property
+    def observed(self) -> int:
+        """How many of a prompt's last queries `keep` looks at."""
+        return 0
+
+    @abstractmethod
+    def keep(self, prompt: Any, rope: Rope) -> State:
+        """The state to decode with, of a prompt that has come in.
+
+        Args:
+            prompt: a `kvcache.prompt.PromptState` with at least `observed` queries (fewer if it is shorter). It may
+                serve other policies too and is not changed; only `full` may take its tensors as they are.
+            rope: the model's rotary embedding.
         """
 
 

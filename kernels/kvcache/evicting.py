@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from longloom.kernels.kvcache.base import KVPolicy, LayerState, Rope, positions_of, reserve
+from longloom.kernels.kvcache.base import LayerState, Rope, SharedPrefillPolicy, positions_of, reserve
 from longloom.kernels.kvcache.prompt import PromptPolicy, PromptState
 
 
@@ -37,7 +37,7 @@ class EvictedState(LayerState):
 
 
 @dataclass(frozen=True)
-class EvictingPolicy(KVPolicy[EvictedState]):
+class EvictingPolicy(SharedPrefillPolicy[EvictedState]):
     """Keep the `budget` tokens of the prompt that `scores` rates highest, of each KV head.
 
     Attributes:
@@ -45,7 +45,6 @@ class EvictingPolicy(KVPolicy[EvictedState]):
     """
 
     state_type: ClassVar[type[LayerState]] = EvictedState
-    shares_prefill: ClassVar[bool] = True
 
     budget: int
 

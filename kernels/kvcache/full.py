@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from longloom.kernels.kvcache.base import KVPolicy, LayerState, Rope, positions_of, reserve
+from longloom.kernels.kvcache.base import LayerState, Rope, SharedPrefillPolicy, positions_of, reserve
 
 
 @dataclass(eq=False)
@@ -21,12 +21,11 @@ class FullState(LayerState):
 
 
 @dataclass(frozen=True)
-class FullPolicy(KVPolicy[FullState]):
+class FullPolicy(SharedPrefillPolicy[FullState]):
     """Keep everything, attend to everything."""
 
     name: ClassVar[str] = "full"
     state_type: ClassVar[type[LayerState]] = FullState
-    shares_prefill: ClassVar[bool] = True
 
     def keep(self, prompt: FullState, rope: Rope) -> FullState:
         """Everything: the prompt's own tensors, which nobody else may need from now on."""

@@ -48,14 +48,15 @@ def _evaluate(
     dtype: str | None,
     **options: Any,
 ) -> Stats:
+    from longloom.kernels.kvcache.base import SharedPrefillPolicy
     from longloom.kernels.kvcache.registry import get_policy
     from longloom.tasks.longcontext.backends import Companion, PolicyBackend
 
     companions = []
     with ExitStack() as stack:
-        if get_policy(policy, **policy_options).shares_prefill:
+        if isinstance(get_policy(policy, **policy_options), SharedPrefillPolicy):
             for name, settings in together:
-                if get_policy(name, **settings).shares_prefill:
+                if isinstance(get_policy(name, **settings), SharedPrefillPolicy):
                     folder = stack.enter_context(work.sibling(policy=name, policy_options=settings))
                     if folder is not None:
                         companions.append(Companion(name, settings, folder))

@@ -1,13 +1,21 @@
-"""Inputs of a whole pipeline, as small as they can be: a few source files, a model folder, instructions, records."""
+"""Inputs of a whole pipeline, as small as they can be (a few source files, a model folder, instructions, records), and
+commands that run in this process."""
 
 from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from longloom.flows import cli
+from longloom.storage.store import Store
+
+from .command import Done, Run
 
 WORDS = ("alpha", "beta", "gamma", "delta")
 
@@ -19,6 +27,44 @@ def signals_restored() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def longloom(signals_restored: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `longloom ...`."""
+
+    def call(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["longloom", *arguments])
+        capsys.readouterr()  # what was said before
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        return Done(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def harness() -> Iterator[None]:
+    """Prefect's server and database, of the module's own."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def run(harness: None, longloom: Run, monkeypatch: pytest.MonkeyPatch, store: Store) -> Run:
+    """Runs `longloom ...` on the store."""
+    monkeypatch.setattr(cli, "_flow", lambda store: None)  # the harness is the server
+    return lambda *arguments: longloom(*arguments, "--store", str(store.root))
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from pydantic import ValidationError
@@ -19,6 +16,8 @@ from longloom.storage.stats import Stats
 from longloom.storage.store import Store
 from longloom.tasks.corpus.build import build as build_corpus
 from longloom.tasks.ngrams.build import build as build_index
+
+from .command import Done, Run
 
 COMMANDS = (
     *(
@@ -39,35 +38,12 @@ COMMANDS = (
 )
 
 
-class Done(NamedTuple):
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
 @pytest.fixture
-def run(
-    signals_restored: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Run:
+def run(longloom: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Runs `longloom ...` in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-
-    def call(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["longloom", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        return Done(code, *capsys.readouterr())
-
-    return call
+    return longloom
 
 
 @pytest.fixture

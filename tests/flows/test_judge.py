@@ -3,118 +3,43 @@
 from __future__ import annotations
 
 import json
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
-from longloom.flows import cli
 from longloom.flows.sources import of_run
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog, list_runs
 from longloom.storage.store import Store
 
+from ..chat_server import Asked, ChatServer
+from .command import Run
+
 QUESTIONS = ("Who?", "Where?", "When?")
 ANSWERS = ("Ann", "in Rome", "today")
 
 
-class Done(NamedTuple):
-    """What a command left."""
+@pytest.fixture
+def server(server: ChatServer) -> ChatServer:
+    """The stub: as `judge` it prefers the answer with an exclamation mark, else it says "Ann!"."""
 
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
-class Server:
-    """An OpenAI-compatible server: as `judge` it prefers the answer with an exclamation mark, else it says "Ann!"."""
-
-    def __init__(self) -> None:
-        self.asked: list[list[dict[str, str]]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self._send({"data": []})
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                text = outer.verdict(body["messages"]) if body["model"] == "judge" else "Ann!"
-                self._send({"choices": [{"message": {"content": text}}]})
-
-            def _send(self, body: dict[str, Any]) -> None:
-                content = json.dumps(body).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *args: Any) -> None:
-                """Quiet."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def verdict(self, messages: list[dict[str, str]]) -> str:
-        self.asked.append(messages)
-        prompt = messages[-1]["content"]
-        if "When?" in prompt:
+    def answer(asked: Asked) -> str:
+        if asked.model != "judge":
+            return "Ann!"
+        if "When?" in asked.prompt:
             return "Both are good."
-        first = prompt.split("[The Start of Assistant A's Answer]\n")[1].split("\n[The End")[0]
+        first = asked.prompt.split("[The Start of Assistant A's Answer]\n")[1].split("\n[The End")[0]
         return "[[A]]" if first.endswith("!") else "[[B]]"
 
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    server.answer = answer
+    return server
 
 
-@pytest.fixture(scope="module", autouse=True)
-def harness() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    running = Server()
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
-def run(
-    signals_restored: None, monkeypatch: pytest.MonkeyPatch, store: Store, capsys: pytest.CaptureFixture[str]
-) -> Run:
-    """Runs `longloom ...` on the store."""
-    monkeypatch.setattr(cli, "_flow", lambda store: None)  # the harness is the server
-
-    def call(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["longloom", *arguments, "--store", str(store.root)])
-        code = 0
-        capsys.readouterr()
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        return Done(code, *capsys.readouterr())
-
-    return call
+def judged(server: ChatServer) -> list[Asked]:
+    """What the judge was asked."""
+    return [asked for asked in server.asked if asked.model == "judge"]
 
 
 def predictions(path: Path, name: str, texts: Sequence[str], questions: Sequence[str] = QUESTIONS) -> str:
@@ -128,7 +53,7 @@ def predictions(path: Path, name: str, texts: Sequence[str], questions: Sequence
     return str(path)
 
 
-def test_two_prediction_files(run: Run, server: Server, store: Store, tmp_path: Path) -> None:
+def test_two_prediction_files(run: Run, server: ChatServer, store: Store, tmp_path: Path) -> None:
     """It wins the first pair in both orders and loses the second; of the third the judge says nothing."""
     ours = predictions(tmp_path / "ours.jsonl", "ours", ["Ann!", "Rome", "now!"])
     theirs = predictions(
@@ -142,7 +67,7 @@ def test_two_prediction_files(run: Run, server: Server, store: Store, tmp_path: 
     assert {name: found[name] for name in counts} == counts
     assert (found["win_rate"], found["judged_twice"], found["disagreements"]) == (0.5, 2, 0)
     assert found["as_a"] == {"wins": 1, "ties": 0, "losses": 1, "unread": 1, "failed": 0, "win_rate": 0.5}
-    assert len(server.asked) == 6
+    assert len(judged(server)) == 6
     ref = ArtifactRef.model_validate(found["judge"])
     verdicts = pq.read_table(store.open(ref) / "verdicts.parquet").to_pylist()
     assert [(row["question"], row["answer"], row["as_a"], row["as_b"]) for row in verdicts] == [
@@ -155,12 +80,12 @@ def test_two_prediction_files(run: Run, server: Server, store: Store, tmp_path: 
 
     done = run(*judge, "--endpoint.url", server.url, "--endpoint.at-once", "1")
     assert done.code == 0
-    assert len(server.asked) == 6  # how it is asked is no part of what is asked
+    assert len(judged(server)) == 6  # how it is asked is no part of what is asked
     assert ["win_rate", "0.5"] in [line.split() for line in done.out.splitlines()]
     assert f"verdicts in {store.open(ref) / 'verdicts.parquet'}" in done.out
 
 
-def test_an_evaluation_of_an_earlier_run(run: Run, server: Server, store: Store, tmp_path: Path) -> None:
+def test_an_evaluation_of_an_earlier_run(run: Run, server: ChatServer, store: Store, tmp_path: Path) -> None:
     document = {"input": "Ann came to Rome.", "instructions": list(QUESTIONS), "outputs": list(ANSWERS)}
     data = tmp_path / "leval"
     data.mkdir()
@@ -183,14 +108,14 @@ def test_an_evaluation_of_an_earlier_run(run: Run, server: Server, store: Store,
         "disagreements": 1,
     }
     assert found["win_rate"] == 0.75
-    assert {messages[0]["role"] for messages in server.asked} == {"system"}
+    assert {asked.messages[0]["role"] for asked in judged(server)} == {"system"}
 
     # The other way round: what was won is lost.
     swapped = ("judge", "--task", "multidoc_qa", "--answers", opponent, "--against", answers, "--model", "judge")
     done = run(*swapped, *endpoint, "--data", str(data), "--json")
     assert json.loads(done.out)["win_rate"] == 0.25
 
-    before = len(server.asked)
+    before = len(judged(server))
     for arguments, expected in [
         (
             ("run:latest:evaluation/theirs/leval/full", "--data", str(data)),
@@ -203,7 +128,7 @@ def test_an_evaluation_of_an_earlier_run(run: Run, server: Server, store: Store,
         done = run(*judge, *arguments)
         assert (done.code, done.out) == (2, "")
         assert done.err.splitlines()[-1] == f"longloom: {expected}"
-    assert len(server.asked) == before
+    assert len(judged(server)) == before
 
 
 def test_what_is_no_judge_is_one_line_before_any_work(run: Run, store: Store, tmp_path: Path) -> None:

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
-from longloom.flows import cli
 from longloom.flows.params import STAGES, PipelineParams
 from longloom.flows.pipeline import pipeline
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import list_runs
 from longloom.storage.store import Store
 
+from .command import Done, Run
+
+pytestmark = pytest.mark.usefixtures("harness")
+
 Refs = dict[str, ArtifactRef]
 POLICIES = ("full", "streaming:sink=4,window=12", "streaming:sink=4,window=28")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def harness() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 def params_of(inputs: Path, **changes: Any) -> PipelineParams:
@@ -70,22 +64,18 @@ def said(text: str, mark: str) -> set[str]:
 
 
 @pytest.fixture
-def run(
-    signals_restored: None, monkeypatch: pytest.MonkeyPatch, root: Path, first: Refs, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs `longloom ...` on the pipeline's store: exit code, standard output, last line of standard error."""
-    monkeypatch.setattr(cli, "_flow", lambda store: None)  # the harness is the server
+def store(root: Path) -> Store:
+    """The pipeline's store."""
+    return Store(root)
 
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["longloom", *arguments, "--store", str(root)])
-        code = 0
-        capsys.readouterr()
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        out, err = capsys.readouterr()
-        return code, out, (err.splitlines() or [""])[-1]
+
+@pytest.fixture
+def run(run: Run, first: Refs) -> Run:
+    """Runs `longloom ...` on the pipeline's store; of standard error it gives the last line."""
+
+    def call(*arguments: str) -> Done:
+        code, out, err = run(*arguments)
+        return Done(code, out, (err.splitlines() or [""])[-1])
 
     return call
 
@@ -172,7 +162,7 @@ def test_parts(first: Refs, inputs: Path, root: Path, tmp_path: Path) -> None:
     assert from_model["model"].digest == first["model"].digest
 
 
-def test_a_model_of_an_earlier_run(run: Callable[..., tuple[int, str, str]], first: Refs, inputs: Path) -> None:
+def test_a_model_of_an_earlier_run(run: Run, first: Refs, inputs: Path) -> None:
     evaluate = (
         "evaluate",
         "--suite",
@@ -197,9 +187,7 @@ def test_a_model_of_an_earlier_run(run: Callable[..., tuple[int, str, str]], fir
     assert "run '1999': 0 match" in err
 
 
-def test_report_and_comparison(
-    run: Callable[..., tuple[int, str, str]], first: Refs, inputs: Path, root: Path, tmp_path: Path
-) -> None:
+def test_report_and_comparison(run: Run, first: Refs, inputs: Path, root: Path, tmp_path: Path) -> None:
     store = Store(root)
     one = next(run.id for run in list_runs(store) if run.stages == first)
     pipeline(params_of(inputs, finetune={"epochs": 2, "batch": 4}), store=str(root))
@@ -221,9 +209,7 @@ def test_report_and_comparison(
         assert err.startswith("longloom: run 'nope': 0 match")
 
 
-def test_errors_inside_of_tasks(
-    run: Callable[..., tuple[int, str, str]], inputs: Path, root: Path, tmp_path: Path
-) -> None:
+def test_errors_inside_of_tasks(run: Run, inputs: Path, root: Path, tmp_path: Path) -> None:
     before = sorted(root.glob("artifacts/*/*"))
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"id": "1", "text": "good"}\n{"id": "2", "txt": "bad"}\n')
@@ -257,9 +243,7 @@ def test_errors_inside_of_tasks(
     assert {path for path in sorted(root.glob("artifacts/*/*")) if path not in before} == set()
 
 
-def test_bad_records_are_skipped_and_counted(
-    run: Callable[..., tuple[int, str, str]], root: Path, tmp_path: Path
-) -> None:
+def test_bad_records_are_skipped_and_counted(run: Run, root: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"id": "1", "text": "good"}\nno JSON\n{"id": "2", "txt": "bad"}\n')
     code, out, _ = run("index", str(bad), "--on-bad-record", "skip", "--tokenizer", "bytes", "--json")

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
 import longloom.evals.lm as lm_module
-from longloom.flows import cli
 from longloom.flows.evaluate import evaluate
 from longloom.flows.params import EvaluateParams, ModelParams, RetrievalParams
 from longloom.flows.rag import rag
@@ -22,26 +18,13 @@ from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import get_run, list_runs
 from longloom.storage.store import Store
 
+from .command import Run
+
+pytestmark = pytest.mark.usefixtures("harness")
+
 Refs = dict[str, ArtifactRef]
 COLOURS = ("red", "green", "blue", "white", "black", "brown", "pink", "grey", "yellow")
 POLICIES = ("full", "snapkv:budget=40,window=8", "recent:budget=40")
-
-
-class Done(NamedTuple):
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def harness() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -79,21 +62,9 @@ def first(inputs: Path, records: Path, root: Path) -> Refs:
 
 
 @pytest.fixture
-def run(signals_restored: None, monkeypatch: pytest.MonkeyPatch, root: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `longloom ...` on the store of the first run."""
-    monkeypatch.setattr(cli, "_flow", lambda store: None)  # the harness is the server
-
-    def call(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["longloom", *arguments, "--store", str(root)])
-        code = 0
-        capsys.readouterr()
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        return Done(code, *capsys.readouterr())
-
-    return call
+def store(root: Path) -> Store:
+    """The store of the first run."""
+    return Store(root)
 
 
 def rows(store: Store, ref: ArtifactRef, table: str = "samples") -> list[dict[str, Any]]:

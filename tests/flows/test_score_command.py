@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from longloom.flows import cli
+from .command import Done, Run
 
 Row = dict[str, Any]
 
@@ -157,34 +155,21 @@ FILES = {
 }
 SUITES = list(FILES)
 
-Score = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def score(
-    signals_restored: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Score:
-    """Runs `longloom score` on a file; gives exit code, output and error."""
+def score(longloom: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Runs `longloom score` on a file."""
     monkeypatch.chdir(tmp_path)
 
-    def call(
-        suite: str, task: str, content: str | list[Row], *more: str, name: str = "p.jsonl"
-    ) -> tuple[int, str, str]:
+    def call(suite: str, task: str, content: str | list[Row], *more: str, name: str = "p.jsonl") -> Done:
         text = content if isinstance(content, str) else "".join(json.dumps(record) + "\n" for record in content)
         (tmp_path / name).write_text(text, encoding="utf-8")
-        arguments = ["longloom", "score", "--suite", suite, "--task", task, "--predictions", name, *more]
-        monkeypatch.setattr(sys, "argv", arguments)
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        return (code, *capsys.readouterr())
+        return longloom("score", "--suite", suite, "--task", task, "--predictions", name, *more)
 
     return call
 
 
-def refused(done: tuple[int, str, str]) -> str:
+def refused(done: Done) -> str:
     """The one line of a command that was refused."""
     code, out, error = done
     assert (code, out, error.count("\n")) == (2, "", 1), done
@@ -192,7 +177,7 @@ def refused(done: tuple[int, str, str]) -> str:
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_an_official_file(score: Score, suite: str) -> None:
+def test_an_official_file(score: Run, suite: str) -> None:
     file = FILES[suite]
     code, out, error = score(suite, file.task, file.records, "--json")
     assert (code, error, out.count("\n")) == (0, "", 1)
@@ -204,14 +189,14 @@ def test_an_official_file(score: Score, suite: str) -> None:
     assert float(found["score"]) == file.expected["score"]
 
 
-def test_official_text_of_predictions_alone(score: Score, tmp_path: Path) -> None:
+def test_official_text_of_predictions_alone(score: Run, tmp_path: Path) -> None:
     records = [{**_DIALOGUE, "answers": [answer]} for answer in ("by mail", "by foot", "by car")]
     (tmp_path / "coqa").mkdir()
     (tmp_path / "coqa" / "dev.json").write_text(json.dumps(records))
     done = score("chatrag", "coqa", "by mail\nby train\n", "--data", str(tmp_path), "--json", name="coqa_output.txt")
-    assert (done[0], done[2]) == (0, "")
+    assert (done.code, done.err) == (0, "")
     expected = {"metric": "f1", "score": 75.0, "samples": 2, "skipped": 0, "empty": 0, "missing": 1}
-    assert json.loads(done[1]) == {"suite": "chatrag", "task": "coqa", **expected}
+    assert json.loads(done.out) == {"suite": "chatrag", "task": "coqa", **expected}
     without = refused(score("chatrag", "coqa", "by mail\n", name="coqa_output.txt"))
     assert without == "coqa_output.txt: has predictions alone, expected the official records of 'chatrag' as data"
     given = refused(score("chatrag", "coqa", FILES["chatrag"].records, "--data", str(tmp_path)))
@@ -219,7 +204,7 @@ def test_official_text_of_predictions_alone(score: Score, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("asked", SUITES)
-def test_the_file_of_another_suite(score: Score, asked: str) -> None:
+def test_the_file_of_another_suite(score: Run, asked: str) -> None:
     for suite, file in FILES.items():
         if {suite, asked} <= {"longbench", "longbench-e"}:  # one format
             continue
@@ -248,7 +233,7 @@ def test_the_file_of_another_suite(score: Score, asked: str) -> None:
         ("ruler", "outputs", "a list of strings, at least one"),
     ],
 )
-def test_a_missing_field(score: Score, suite: str, field: str, expected: str, line: int) -> None:
+def test_a_missing_field(score: Run, suite: str, field: str, expected: str, line: int) -> None:
     file = FILES[suite]
     records = [dict(record) for record in file.records]
     del records[line - 1][field]
@@ -258,20 +243,20 @@ def test_a_missing_field(score: Score, suite: str, field: str, expected: str, li
 
 
 @pytest.mark.parametrize(("line", "field"), [(1, "<model>_pred"), (2, "llama2-7b_pred")])
-def test_a_missing_answer_of_leval_s_model(score: Score, line: int, field: str) -> None:
+def test_a_missing_answer_of_leval_s_model(score: Run, line: int, field: str) -> None:
     records = [dict(record) for record in FILES["leval"].records]
     del records[line - 1]["llama2-7b_pred"]
     assert f"p.jsonl:{line}: field '{field}' is missing, expected " in refused(score("leval", "quality", records))
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_an_unknown_task(score: Score, suite: str) -> None:
+def test_an_unknown_task(score: Run, suite: str) -> None:
     known = f"suite '{suite}' has no task 'nope'; known: "
     assert refused(score(suite, "nope", FILES[suite].records)).startswith(known)
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_files_that_are_none(score: Score, suite: str) -> None:
+def test_files_that_are_none(score: Run, suite: str) -> None:
     task, (first, *_), _ = FILES[suite]
     good = json.dumps(first) + "\n"
     torn = good[: len(good) // 2]

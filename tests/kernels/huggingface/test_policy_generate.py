@@ -6,31 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from longloom.kernels.huggingface import generate as generation
 from longloom.kernels.huggingface.generate import generate, loglikelihood
 from longloom.kernels.kvcache.registry import get_policy
 
-VOCABULARY = 61
+from .models import VOCABULARY, prompts
+
 FULL, STREAMING = get_policy("full"), get_policy("streaming", sink=2, window=9)
 both = pytest.mark.parametrize("policy", [FULL, STREAMING], ids=lambda policy: policy.name)
-
-
-@pytest.fixture(scope="module")
-def model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
-        initializer_range=0.4,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture
@@ -38,12 +23,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "CHUNK", 8)
 
 
-def prompts(*lengths: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(3)
-    return [torch.randint(VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
-
-
-def new_ids(model: LlamaForCausalLM, prompt: list[int], **options: Any) -> list[int]:
+def new_ids(model: PreTrainedModel, prompt: list[int], **options: Any) -> list[int]:
     """What transformers generates."""
     ids = torch.tensor([prompt])
     answer = model.generate(
@@ -53,7 +33,7 @@ def new_ids(model: LlamaForCausalLM, prompt: list[int], **options: Any) -> list[
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_full_generates_what_transformers_generates(model: LlamaForCausalLM) -> None:
+def test_full_generates_what_transformers_generates(model: PreTrainedModel) -> None:
     asked = prompts(5, 1, 31, 16, 50)  # the last two are longer than a chunk, and one than the trained positions
     answers = generate(model, asked, policies=[FULL], max_new_tokens=20, eos_token_ids=[])[0]
     for prompt, answer in zip(asked, answers, strict=True):
@@ -65,7 +45,7 @@ def test_full_generates_what_transformers_generates(model: LlamaForCausalLM) -> 
 
 @both
 @pytest.mark.usefixtures("small_chunks")
-def test_a_prompt_is_answered_alike_alone_and_in_a_batch(model: LlamaForCausalLM, policy: Any) -> None:
+def test_a_prompt_is_answered_alike_alone_and_in_a_batch(model: PreTrainedModel, policy: Any) -> None:
     asked = prompts(3, 40, 17)
     together = generate(model, asked, policies=[policy], max_new_tokens=25, eos_token_ids=[])[0]
     for prompt, answer in zip(asked, together, strict=True):
@@ -74,7 +54,7 @@ def test_a_prompt_is_answered_alike_alone_and_in_a_batch(model: LlamaForCausalLM
 
 
 @both
-def test_chunks_do_not_matter(model: LlamaForCausalLM, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_matter(model: PreTrainedModel, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = prompts(44, 30)
     answers = []
     for chunk in (1, 7, 512):
@@ -86,7 +66,7 @@ def test_chunks_do_not_matter(model: LlamaForCausalLM, policy: Any, monkeypatch:
 
 
 @both
-def test_each_row_stops_before_its_own_end_token(model: LlamaForCausalLM, policy: Any) -> None:
+def test_each_row_stops_before_its_own_end_token(model: PreTrainedModel, policy: Any) -> None:
     asked = prompts(6, 11, 4)
     whole = [a.ids for a in generate(model, asked, policies=[policy], max_new_tokens=20, eos_token_ids=[])[0]]
     ends = {whole[0][4], whole[1][9]}
@@ -97,7 +77,7 @@ def test_each_row_stops_before_its_own_end_token(model: LlamaForCausalLM, policy
         assert answer.ids == ids[:stop]
 
 
-def test_generation_ends_when_all_rows_have_stopped(model: LlamaForCausalLM) -> None:
+def test_generation_ends_when_all_rows_have_stopped(model: PreTrainedModel) -> None:
     asked = prompts(6)
     [whole] = generate(model, asked, policies=[FULL], max_new_tokens=20, eos_token_ids=[])[0]
     [short] = generate(model, asked, policies=[FULL], max_new_tokens=20_000_000, eos_token_ids=[whole.ids[7]])[0]
@@ -105,7 +85,7 @@ def test_generation_ends_when_all_rows_have_stopped(model: LlamaForCausalLM) -> 
     assert short.kv_bytes <= whole.kv_bytes
 
 
-def test_end_tokens_wait_for_the_least_number(model: LlamaForCausalLM) -> None:
+def test_end_tokens_wait_for_the_least_number(model: PreTrainedModel) -> None:
     [prompt] = prompts(6)
     first = new_ids(model, prompt, max_new_tokens=1)
     assert generate(model, [prompt], policies=[FULL], max_new_tokens=9, eos_token_ids=first)[0][0].ids == []
@@ -114,14 +94,14 @@ def test_end_tokens_wait_for_the_least_number(model: LlamaForCausalLM) -> None:
     assert first[0] not in answer.ids
 
 
-def test_memory_is_shared_among_the_rows(model: LlamaForCausalLM) -> None:
+def test_memory_is_shared_among_the_rows(model: PreTrainedModel) -> None:
     answers = generate(model, prompts(30, 20), policies=[STREAMING], max_new_tokens=5, eos_token_ids=[])[0]
     assert [a.kv_bytes for a in answers] == [2 * 2 * 2 * (2 + 9) * 6 * 4] * 2  # layers, k and v, heads, tokens, size
 
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("length", [1, 2, 9, 30])
-def test_loglikelihood_is_the_models_own(model: LlamaForCausalLM, length: int) -> None:
+def test_loglikelihood_is_the_models_own(model: PreTrainedModel, length: int) -> None:
     context, continuation = prompts(21, length)
     with torch.no_grad():
         scores = model(torch.tensor([context + continuation])).logits[0, 20:-1].double().log_softmax(-1)
@@ -136,7 +116,7 @@ def test_loglikelihood_is_the_models_own(model: LlamaForCausalLM, length: int) -
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_loglikelihood_and_generation_agree_under_a_lossy_policy(model: LlamaForCausalLM) -> None:
+def test_loglikelihood_and_generation_agree_under_a_lossy_policy(model: PreTrainedModel) -> None:
     [context] = prompts(40)
     [answer] = generate(model, [context], policies=[STREAMING], max_new_tokens=20, eos_token_ids=[])[0]
     assert answer.ids != new_ids(model, context, max_new_tokens=20)
@@ -147,7 +127,7 @@ def test_loglikelihood_and_generation_agree_under_a_lossy_policy(model: LlamaFor
     assert abs(lossy - full) > 0.1
 
 
-def test_bad_requests(model: LlamaForCausalLM) -> None:
+def test_bad_requests(model: PreTrainedModel) -> None:
     good: dict[str, Any] = {"policies": [FULL], "max_new_tokens": 3, "eos_token_ids": []}
     assert generate(model, [], **good) == [[]]
     with pytest.raises(ValueError, match="prompt 1 is empty"):

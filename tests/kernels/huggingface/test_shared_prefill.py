@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 import longloom.kernels.huggingface.generate as generation
 from longloom.kernels.huggingface.generate import Generation, generate, read_prefix
 from longloom.kernels.kvcache.registry import get_policy
 
-VOCABULARY = 61
+from .models import prompts
+
 SWEEP = [
     get_policy("full"),
     get_policy("streaming", sink=2, window=9),
@@ -24,30 +25,9 @@ SWEEP = [
 OPTIONS: dict[str, Any] = {"max_new_tokens": 12, "eos_token_ids": [5]}
 
 
-@pytest.fixture(scope="module")
-def model() -> LlamaForCausalLM:
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.5,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "CHUNK", 16)
-
-
-def prompts(*lengths: int, seed: int = 3) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
 
 
 def facts(answers: list[Generation]) -> list[tuple[list[int], int, int]]:
@@ -56,7 +36,7 @@ def facts(answers: list[Generation]) -> list[tuple[list[int], int, int]]:
 
 @pytest.mark.parametrize("lengths", [(70,), (70, 33, 5, 64)])
 def test_a_sweep_is_what_each_policy_gives_alone(
-    model: LlamaForCausalLM, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    model: PreTrainedModel, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits: list[list[torch.Tensor]] = []
     forward = LlamaForCausalLM.forward
@@ -82,7 +62,7 @@ def test_a_sweep_is_what_each_policy_gives_alone(
     assert len(logits[0]) == len(logits[1]) - 4 * -(-max(lengths) // 16)  # four of five prefills are spared
 
 
-def test_prompts_that_begin_alike_give_what_they_give_alone(model: LlamaForCausalLM) -> None:
+def test_prompts_that_begin_alike_give_what_they_give_alone(model: PreTrainedModel) -> None:
     document, *questions = prompts(50, 7, 22, 1)
     asked = [document + question for question in questions]
     prefix = read_prefix(model, document[:48], policies=SWEEP, prompts=len(asked))
@@ -92,7 +72,7 @@ def test_prompts_that_begin_alike_give_what_they_give_alone(model: LlamaForCausa
         assert [facts(answers)[0][:2] for answers in shared] == [facts(answers)[0][:2] for answers in alone]
 
 
-def test_the_bits_of_a_shared_prefix(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bits_of_a_shared_prefix(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bytes] = []
     forward = LlamaForCausalLM.forward
 
@@ -113,7 +93,7 @@ def test_the_bits_of_a_shared_prefix(model: LlamaForCausalLM, monkeypatch: pytes
         assert shared == seen[4:]  # four chunks were read before
 
 
-def test_a_prefix_serves_any_number_of_prompts_unchanged(model: LlamaForCausalLM) -> None:
+def test_a_prefix_serves_any_number_of_prompts_unchanged(model: PreTrainedModel) -> None:
     [document] = prompts(32)
     prefix = read_prefix(model, document, policies=SWEEP, prompts=2)
     before = [cache.bytes() for cache in prefix.caches]
@@ -124,7 +104,7 @@ def test_a_prefix_serves_any_number_of_prompts_unchanged(model: LlamaForCausalLM
     assert [cache.bytes() for cache in prefix.caches] == before
 
 
-def test_bad_prefixes(model: LlamaForCausalLM) -> None:
+def test_bad_prefixes(model: PreTrainedModel) -> None:
     [document] = prompts(32)
     with pytest.raises(ValueError, match="a prefix has whole chunks of 16 tokens, found 31 tokens"):
         read_prefix(model, document[1:], policies=SWEEP, prompts=1)

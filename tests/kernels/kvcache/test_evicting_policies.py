@@ -10,39 +10,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longloom.kernels.kvcache.base import KVPolicy, LayerState, Rope
+from longloom.kernels.kvcache.base import KVPolicy, LayerState
 from longloom.kernels.kvcache.prompt import PromptPolicy, PromptState
 from longloom.kernels.kvcache.registry import get_policy
 
-KV_HEADS, GROUPS, SIZE, SCALING = 2, 3, 6, 0.4
+from .tokens import HEADS, ROPE, SCALING, SIZE, Tokens, random_tokens, turn
+
 POLICIES = [
     get_policy("knorm", budget=9),
     get_policy("recent", budget=9, sink=2),
     get_policy("snapkv", budget=12, window=4),
 ]
 every = pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
-ROPE = Rope(10000.0 ** -(torch.arange(SIZE // 2) / (SIZE // 2)))
-
-
-def random_tokens(length: int, batch: int = 1, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    heads = (GROUPS * KV_HEADS, KV_HEADS, KV_HEADS)
-    query, key, value = (torch.randn(batch, count, length, SIZE, generator=generator) for count in heads)
-    return query, key, value
 
 
 def feed(
-    policy: KVPolicy[Any], state: LayerState, tokens: tuple[Tensor, ...], begin: int, end: int, start: Tensor | None
+    policy: KVPolicy[Any], state: LayerState, tokens: Tokens, begin: int, end: int, start: Tensor | None
 ) -> Tensor:
-    query, key, value = (part[:, :, begin:end] for part in tokens)
-    return policy.attend(state, query, key, value, ROPE, start=start, scaling=SCALING)
+    part = tokens[:, begin:end]
+    return policy.attend(state, part.query, part.key, part.value, ROPE, start=start, scaling=SCALING)
 
 
 def answer(
-    policy: KVPolicy[Any], tokens: tuple[Tensor, ...], prompt: int, start: Tensor | None = None
+    policy: KVPolicy[Any], tokens: Tokens, prompt: int, start: Tensor | None = None
 ) -> tuple[Tensor, LayerState]:
     """The prompt in one piece, then single steps: the outputs of the steps."""
-    length = tokens[0].shape[2]
+    length = tokens.key.shape[2]
     state = policy.state_type(0)
     feed(policy, state, tokens, 0, prompt, start)
     steps = [feed(policy, state, tokens, now, now + 1, start) for now in range(prompt, length)]
@@ -51,25 +44,22 @@ def answer(
 
 def turned(x: Tensor, begin: int = 0) -> Tensor:
     """[n, SIZE] rotated to positions begin, begin + 1, ..., in float64."""
-    angles = torch.arange(begin, begin + len(x), dtype=torch.float64)[:, None] * ROPE.inv_freq.double()
-    numbers = torch.complex(*x.double().chunk(2, dim=-1)) * torch.polar(torch.ones_like(angles), angles)
-    return torch.cat((numbers.real, numbers.imag), dim=-1)
+    return turn(x, torch.arange(begin, begin + len(x)))
 
 
-def chosen(policy: Any, tokens: tuple[Tensor, ...], prompt: int, head: int) -> list[int]:
+def chosen(policy: Any, tokens: Tokens, prompt: int, head: int) -> list[int]:
     """What one KV head keeps of one row, by the method's definition."""
-    query, key, _ = tokens
-    keys = key[0, head, :prompt].double()
+    query, keys = tokens.query, tokens.key[0, head, :prompt].double()
     if policy.name == "knorm":
         return sorted(sorted(range(prompt), key=lambda slot: float(keys[slot].norm()))[: policy.budget])
     if policy.name == "recent":
         rest = policy.budget - policy.sink
         return sorted({*range(min(policy.sink, prompt)), *range(max(0, prompt - rest), prompt)})
-    first = prompt - policy.window
+    first, groups = prompt - policy.window, query.shape[1] // HEADS
     votes = torch.zeros(prompt, dtype=torch.float64)
     for voter in range(first, prompt):
-        for head_of_group in range(GROUPS):
-            q = turned(query[0, head * GROUPS + head_of_group, voter : voter + 1], voter)
+        for group in range(groups):
+            q = turned(query[0, head * groups + group, voter : voter + 1], voter)
             scores = (turned(keys) @ q[0] * SCALING)[: voter + 1]
             votes[: voter + 1] += scores.softmax(0)
     pooled = [float(votes[max(0, slot - 3) : min(first, slot + 4)].max()) for slot in range(first)]
@@ -77,19 +67,19 @@ def chosen(policy: Any, tokens: tuple[Tensor, ...], prompt: int, head: int) -> l
     return sorted([*best, *range(first, prompt)])
 
 
-def by_definition(policy: Any, tokens: tuple[Tensor, ...], prompt: int) -> Tensor:
-    query, key, value = tokens
-    length = query.shape[2]
-    output = torch.empty(1, GROUPS * KV_HEADS, length - prompt, SIZE, dtype=torch.float64)
-    for head in range(KV_HEADS):
+def by_definition(policy: Any, tokens: Tokens, prompt: int) -> Tensor:
+    query, key, value = tokens.query, tokens.key, tokens.value
+    length, groups = query.shape[2], query.shape[1] // HEADS
+    output = torch.empty(1, groups * HEADS, length - prompt, SIZE, dtype=torch.float64)
+    for head in range(HEADS):
         kept = chosen(policy, tokens, prompt, head)
         rotated = turned(key[0, head])
         for now in range(prompt, length):
             slots = [*kept, *range(prompt, now + 1)]
-            for member in range(GROUPS):
-                q = turned(query[0, head * GROUPS + member, now : now + 1], now)[0]
+            for member in range(groups):
+                q = turned(query[0, head * groups + member, now : now + 1], now)[0]
                 weights = (rotated[slots] @ q * SCALING).softmax(0)
-                output[0, head * GROUPS + member, now - prompt] = weights @ value[0, head, slots].double()
+                output[0, head * groups + member, now - prompt] = weights @ value[0, head, slots].double()
     return output
 
 
@@ -136,7 +126,7 @@ def test_padded_rows_equal_rows_alone_however_short(policy: Any, padding: list[i
     together, _ = answer(policy, tokens, 30, torch.tensor(padding))
     assert together.isfinite().all()
     for row, pad in enumerate(padding):
-        alone, _ = answer(policy, tuple(part[row : row + 1, :, pad:] for part in tokens), 30 - pad)
+        alone, _ = answer(policy, tokens[row : row + 1, pad:], 30 - pad)
         assert (together[row] - alone[0]).abs().max() < 1e-5
 
 
@@ -155,13 +145,13 @@ def test_several_tokens_at_once_after_the_prompt(policy: Any) -> None:
 def test_memory_is_the_budget_and_the_answer(policy: Any) -> None:
     _, state = answer(policy, random_tokens(301), 300)
     spare = policy.budget + 1 + 64
-    assert 0 < state.bytes() <= 2 * KV_HEADS * SIZE * 4 * spare
+    assert 0 < state.bytes() <= 2 * HEADS * SIZE * 4 * spare
 
 
 @every
 def test_a_fork_goes_on_by_itself(policy: Any) -> None:
     tokens, others = random_tokens(34), random_tokens(34, seed=1)
-    _, state = answer(policy, tuple(part[:, :, :31] for part in tokens), 30)
+    _, state = answer(policy, tokens[:, :31], 30)
     fork = state.fork()
     expected = feed(policy, state.fork(), tokens, 31, 32, None)
     feed(policy, fork, others, 31, 34, None)

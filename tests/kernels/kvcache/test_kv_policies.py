@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longloom.kernels.kvcache.base import KVPolicy, LayerState, Rope, reserve
+from longloom.kernels.kvcache.base import KVPolicy, LayerState, reserve
 from longloom.kernels.kvcache.registry import get_policy, names
 
-HEADS, SIZE = 2, 6  # KV heads, head size
-SCALING = 0.4
+from .tokens import HEADS, ROPE, SCALING, SIZE, Tokens, random_tokens, turn
 
 
 @dataclass(frozen=True)
@@ -51,38 +50,6 @@ steady = pytest.mark.parametrize("case", [case for case in CASES if not case.evi
 evicting = pytest.mark.parametrize("case", [case for case in CASES if case.evicts], ids=lambda case: case.name)
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Un-rotated queries [B, G * HEADS, N, SIZE], keys and values [B, HEADS, N, SIZE]."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-
-    def __getitem__(self, part: tuple[slice, slice]) -> Tokens:
-        rows, slots = part
-        return Tokens(*(getattr(self, field.name)[rows, :, slots] for field in fields(self)))
-
-
-def random_tokens(length: int, *, batch: int = 1, groups: int = 2, seed: int = 0) -> Tokens:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(batch, groups * HEADS, length, SIZE), (batch, HEADS, length, SIZE), (batch, HEADS, length, SIZE)]
-    return Tokens(*(torch.randn(shape, generator=generator) for shape in shapes))
-
-
-def rope() -> Rope:
-    return Rope(10000.0 ** -(torch.arange(SIZE // 2) / (SIZE // 2)), attention_scaling=1.1)
-
-
-def turn(x: Tensor, positions: Tensor) -> Tensor:
-    """Rotation in float64, as multiplication of complex numbers: x [..., n, SIZE], positions [n]."""
-    numbers = torch.complex(*x.double().chunk(2, dim=-1))
-    turned = numbers * torch.polar(
-        torch.tensor(1.1, dtype=torch.float64), positions[:, None] * rope().inv_freq.double()
-    )
-    return torch.cat((turned.real, turned.imag), dim=-1)
-
-
 def dense(tokens: Tokens) -> Tensor:
     """Full causal attention in float64, one loop a head."""
     positions = torch.arange(tokens.key.shape[2])
@@ -106,7 +73,7 @@ def run(
         part = tokens[:, state.seen : state.seen + length]
         end = state.seen + length
         start = None if padding is None else torch.tensor([min(end, pad) for pad in padding])
-        output = policy.attend(state, part.query, part.key, part.value, rope(), start=start, scaling=SCALING)
+        output = policy.attend(state, part.query, part.key, part.value, ROPE, start=start, scaling=SCALING)
         assert output.shape == part.query.shape
         assert state.seen == end
         outputs.append(output)
@@ -265,6 +232,6 @@ def test_growing_copies_rarely_and_keeps_what_was_there() -> None:
 def test_rotation_is_llamas() -> None:
     x = random_tokens(7, batch=2).key
     positions = torch.tensor([0, 1, 5, 6, 30, 2, 99])
-    close(rope().rotate(x, positions), turn(x, positions))
+    close(ROPE.rotate(x, positions), turn(x, positions))
     by_row = torch.stack((positions, positions.flip(0)))
-    close(rope().rotate(x, by_row), torch.stack([turn(x[row], by_row[row]) for row in range(2)]))
+    close(ROPE.rotate(x, by_row), torch.stack([turn(x[row], by_row[row]) for row in range(2)]))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,8 @@ from longloom.tasks.longcontext.judge import build as build_judge
 from longloom.tasks.longcontext.retrieved import Retrieval
 from longloom.tasks.retrieval.index import build as build_index
 from longloom.tasks.retrieval.passages import build as build_passages
+
+from ...chat_server import Asked, ChatServer
 
 SETTINGS: dict[str, Any] = {
     "tasks": None,
@@ -161,55 +160,10 @@ def test_what_retrieval_refuses(model_folder: Path, records_folder: Path, tmp_pa
         build(backend, records_folder, out, suite="records", retrieval=retrieval, **{**settings, "tasks": ["lines"]})
 
 
-class Server:
-    """An OpenAI-compatible server whose answers a test decides."""
-
-    def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.answer: Any = lambda body: "nothing"
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self._send(200, {"data": []})
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.asked.append(body)
-                text = outer.answer(body)
-                if text is None:
-                    self._send(400, {"error": {"message": "too long"}})
-                else:
-                    self._send(200, {"choices": [{"message": {"content": text}, "text": text}]})
-
-            def _send(self, status: int, body: dict[str, Any]) -> None:
-                content = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *args: Any) -> None:
-                """Quiet."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+REFUSAL = (400, "too long")
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    running = Server()
-    yield running
-    running.close()
-
-
-def endpoint(server: Server, **change: Any) -> EndpointBackend:
+def endpoint(server: ChatServer, **change: Any) -> EndpointBackend:
     settings: dict[str, Any] = {
         "url": server.url,
         "model": "theirs",
@@ -223,8 +177,8 @@ def endpoint(server: Server, **change: Any) -> EndpointBackend:
     return EndpointBackend(**{**settings, **change})
 
 
-def test_a_model_behind_an_endpoint(server: Server, records_folder: Path, out: Path) -> None:
-    server.answer = lambda body: None if "number 3" in body["messages"][0]["content"] else "it is key1 or key2"
+def test_a_model_behind_an_endpoint(server: ChatServer, records_folder: Path, out: Path) -> None:
+    server.answer = lambda asked: REFUSAL if "number 3" in asked.prompt else "it is key1 or key2"
     stats = build(endpoint(server), records_folder, out, suite="records", **{**SETTINGS, "tasks": ["keys"]})
     assert stats.counts == {"tasks": 1, "samples": 5, "failed": 1, "truncated": 0}
     samples = rows(out, "samples")
@@ -235,35 +189,34 @@ def test_a_model_behind_an_endpoint(server: Server, records_folder: Path, out: P
     # The failed one, and no other, is asked again by the next run, from the ledger that stays with the results.
     assert stats.volatile == ("cost.parquet", LEDGER)
     before = len(server.asked)
-    server.answer = lambda body: "key3"
+    server.answer = lambda asked: "key3"
     stats = build(endpoint(server), records_folder, out, suite="records", **{**SETTINGS, "tasks": ["keys"]})
     assert len(server.asked) - before == 1
     assert (stats.counts["failed"], stats.volatile) == (0, ("cost.parquet",))
     assert rows(out, "scores")[0]["score"] == 60.0
-    assert {body["model"] for body in server.asked} == {"theirs"}
+    assert {asked.model for asked in server.asked} == {"theirs"}
     assert not (out / LEDGER).exists()
 
 
 def test_an_endpoint_with_a_tokenizer_cuts(
-    server: Server, model_folder: Path, records_folder: Path, tmp_path: Path, out: Path
+    server: ChatServer, model_folder: Path, records_folder: Path, tmp_path: Path, out: Path
 ) -> None:
     backend = endpoint(server, tokenizer=str(model_folder))
     settings = {**SETTINGS, "tasks": ["keys"], "max_length": 60}
     stats = build(backend, records_folder, out, suite="records", **settings)
     assert stats.counts["truncated"] == 4
-    assert all(len(body["messages"][0]["content"]) < 400 for body in server.asked)
+    assert all(len(asked.prompt) < 400 for asked in server.asked)
 
 
-def test_a_judge(server: Server, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge(server: ChatServer, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = [{"query": f"q{n}", "gt": f"g{n}", "our_pred": f"ours {n}", "evaluation": "f1"} for n in range(3)]
     theirs = [{"query": f"q{n}", "gt": f"g{n}", "their_pred": f"theirs {n}", "evaluation": "f1"} for n in range(1, 4)]
     for name, lines in (("ours", ours), ("theirs", theirs)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    def verdict(body: dict[str, Any]) -> str | None:
-        text = body["messages"][1]["content"]
-        first = text.index("ours") < text.index("theirs")
-        return ("[[A]]" if first else "[[B]]") if "q1" in text else "no idea"
+    def verdict(asked: Asked) -> str:
+        first = asked.prompt.index("ours") < asked.prompt.index("theirs")
+        return ("[[A]]" if first else "[[B]]") if "q1" in asked.prompt else "no idea"
 
     server.answer = verdict
     files = (tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl", None, out)
@@ -282,21 +235,21 @@ def test_a_judge(server: Server, tmp_path: Path, out: Path, monkeypatch: pytest.
     assert len(server.asked) == 4
     assert not (out / JUDGEMENTS).exists()
 
-    server.answer = lambda body: None
+    server.answer = lambda asked: REFUSAL
     with pytest.raises(ValueError, match="none of 4 judgements succeeded, the first with: HTTP 400: too long"):
         build_judge(*files, task="multidoc_qa", client=endpoint(server).client())
 
 
-def test_judgements_are_kept_over_a_kill(server: Server, tmp_path: Path, out: Path) -> None:
+def test_judgements_are_kept_over_a_kill(server: ChatServer, tmp_path: Path, out: Path) -> None:
     lines = [{"query": f"q{n}", "gt": "g", "a_pred": "x", "evaluation": "f1"} for n in range(2)]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    server.answer = lambda body: "[[C]]" if "q0" in body["messages"][1]["content"] else None
+    server.answer = lambda asked: "[[C]]" if "q0" in asked.prompt else REFUSAL
     stats = build_judge(path, path, None, out, task="t", client=endpoint(server).client())
     assert stats.counts["failed"] == 2
     assert stats.volatile == (JUDGEMENTS,)  # what was answered stays, and only the rest is asked again
     before = len(server.asked)
-    server.answer = lambda body: "[[C]]"
+    server.answer = lambda asked: "[[C]]"
     stats = build_judge(path, path, None, out, task="t", client=endpoint(server).client())
     assert len(server.asked) - before == 2
     assert (stats.counts["failed"], stats.counts["ties"], stats.volatile) == (0, 4, ())
