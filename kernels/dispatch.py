@@ -40,7 +40,8 @@ def choose(operation: str, candidates: Mapping[str, str | None], implementation:
     if implementation is None:
         implementation = next(name for name, reason in candidates.items() if reason is None)
     elif implementation not in candidates:
-        raise ValueError(f"{operation}: implementation must be one of {', '.join(candidates)}, found {implementation!r}")
+        known = ", ".join(candidates)
+        raise ValueError(f"{operation}: implementation must be one of {known}, found {implementation!r}")
     elif (reason := candidates[implementation]) is not None:
         raise ValueError(f"{operation}: implementation {implementation!r} cannot do this: {reason}")
     if (ran := _ran.get()) is not None:

@@ -17,6 +17,9 @@ from longloom.kernels.attention.pages import RaggedKV
 from longloom.kernels.checks import FLOATS, Arguments
 from longloom.kernels.dispatch import choose, triton_refusal
 
+#: Tokens a block of the reference's products.
+_BLOCK = 4096
+
 
 def decode(
     query: Tensor, cache: RaggedKV, *, scale: float, alibi: Tensor | None = None, implementation: str | None = None
@@ -71,10 +74,11 @@ def reference(query: Tensor, cache: RaggedKV, scale: float, alibi: Tensor | None
         for h in range(kv_heads):
             length = int(cache.host_len[b, h])
             pieces = list(_runs(cache, b, h, length))
+            scaled = rows[b, h] * scale
             logits = torch.full((rows.shape[2], length + 1), -torch.inf, dtype=exact, device=query.device)
             begin = 0
             for keys, _ in pieces:
-                torch.mm(rows[b, h] * scale, keys.to(exact).T, out=logits[:, begin : begin + len(keys)])
+                logits[:, begin : begin + len(keys)] = _scores(keys.to(exact), scaled).T
                 begin += len(keys)
             if steps > 1 or alibi is not None:
                 distance = torch.arange(length, device=query.device) - (length - 1 - ahead[:, None])  # [G * nq, N]
@@ -84,19 +88,49 @@ def reference(query: Tensor, cache: RaggedKV, scale: float, alibi: Tensor | None
                 logits[:, :length].masked_fill_(distance > 0, -torch.inf)
             if cache.dropped is not None:
                 assert cache.mean_key is not None
-                mean = (rows[b, h] @ cache.mean_key[b, h].to(exact)) * scale
+                mean = scaled @ cache.mean_key[b, h].to(exact)
                 logits[:, length] = mean + cache.dropped[b, h].to(exact).log()  # log 0 = -inf: no such slot
-            total = logits.logsumexp(dim=-1)
-            weights = (logits - total.clamp(min=torch.finfo(exact).min)[:, None]).exp_()
+            peak = logits.amax(dim=-1)
+            weights = logits.sub_(peak.clamp(min=torch.finfo(exact).min)[:, None]).exp_()
+            total = weights.sum(dim=-1)
             seen = torch.zeros_like(rows[b, h])
             begin = 0
             for _, values in pieces:
-                seen.addmm_(weights[:, begin : begin + len(values)], values.to(exact))
+                seen += _mix(weights[:, begin : begin + len(values)], values.to(exact))
                 begin += len(values)
             if cache.mean_value is not None:
                 seen.addr_(weights[:, length], cache.mean_value[b, h].to(exact))
-            output[b, h], lse[b, h] = seen, total
+            output[b, h] = seen / total.clamp(min=torch.finfo(exact).tiny)[:, None]
+            lse[b, h] = peak + total.log()  # -inf where nothing is seen
     return output.to(query.dtype).reshape(query.shape), lse.reshape(batch, heads, steps)
+
+
+# A product of a few rows with many keys is as fast as memory only in certain shapes: as a batch of blocks, keys first.
+# On two cores q @ k.T over 32K keys of 8 heads took 14 ms, this 4 to 5; weights @ values 10 ms, this 5 to 6.
+
+
+def _scores(keys: Tensor, rows: Tensor) -> Tensor:
+    """keys [n, D] @ rows [R, D].T: [n, R]."""
+    blocks, size = len(keys) // _BLOCK, keys.shape[1]
+    whole = blocks * _BLOCK
+    scores = keys.new_empty(len(keys), len(rows))
+    torch.bmm(
+        keys[:whole].view(blocks, _BLOCK, size),
+        rows.T.expand(blocks, -1, -1),
+        out=scores[:whole].view(blocks, _BLOCK, len(rows)),
+    )
+    torch.mm(keys[whole:], rows.T, out=scores[whole:])
+    return scores
+
+
+def _mix(weights: Tensor, values: Tensor) -> Tensor:
+    """weights [R, n] @ values [n, D]: [R, D]."""
+    blocks, size = len(values) // _BLOCK, values.shape[1]
+    whole = blocks * _BLOCK
+    parts = torch.bmm(
+        weights[:, :whole].unflatten(1, (blocks, _BLOCK)).transpose(0, 1), values[:whole].view(blocks, _BLOCK, size)
+    )
+    return parts.sum(dim=0).addmm_(weights[:, whole:], values[whole:])
 
 
 def _runs(cache: RaggedKV, row: int, head: int, length: int) -> Iterator[tuple[Tensor, Tensor]]:

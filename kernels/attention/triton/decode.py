@@ -1,10 +1,10 @@
 """Split-KV decode over ragged pages in one launch, balanced whatever the lengths, and its combine.
 
-The tiles of all rows and heads stand in one line; program p of P takes tiles p*T/P .. (p+1)*T/P, be they of one head or
-of several. P follows from the number of multiprocessors alone, so there is no work list to build, no wait for the device,
-no cliff in the batch size, and a captured graph stays valid while lengths grow. Each (program, head) pair writes one
-partial result into row p + head of a buffer of P + B * Hkv rows: along the line either p or the head grows, so no two
-pairs share a row.
+The T tiles of all rows and heads stand in one line; program p of P takes the tiles from p*T/P to (p+1)*T/P, be they of
+one head or of several. P follows from the number of multiprocessors alone: there is no work list to build, no wait for
+the device, no cliff in the batch size, and a captured graph stays valid while lengths grow. Each (program, head) pair
+writes one partial result into row p + head of a buffer of P + B * Hkv rows: along the line either p or the head grows,
+so no two pairs share a row.
 
 Shapes: M = G * nq rows of a KV head, R = P + B * Hkv partial results.
 """
@@ -32,10 +32,11 @@ def decode(query: Tensor, cache: RaggedKV, scale: float, alibi: Tensor | None) -
     lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
     if not query.numel():
         return output, lse
-    wide = query.element_size() * triton.next_power_of_2(size) > 256  # bytes of a vector
-    block_m = min(max(16, triton.next_power_of_2(rows)), 32 if wide else 64)
-    block_n = min(cache.page, 32 if wide else 64)
-    programs = 2 * multiprocessors(query.device)
+    # Tiles of 16 KiB of keys, and as many of values, whatever the type and the head size.
+    vector = query.element_size() * triton.next_power_of_2(size)
+    block_n = min(cache.page, 64, max(16, 16384 // vector))
+    block_m = min(max(16, triton.next_power_of_2(rows)), block_n)
+    programs = (4 if vector <= 128 else 2) * multiprocessors(query.device)
     partial = torch.empty(programs + lines, rows, size, dtype=torch.float32, device=query.device)
     partial_lse = torch.empty(programs + lines, rows, dtype=torch.float32, device=query.device)
     constants = {"BLOCK_N": block_n, "BLOCK_H": triton.next_power_of_2(lines), "BLOCK_D": triton.next_power_of_2(size)}
@@ -63,8 +64,8 @@ def decode(query: Tensor, cache: RaggedKV, scale: float, alibi: Tensor | None) -
         PAGE=cache.page,
         BLOCK_M=block_m,
         **constants,
-        num_warps=4,
-        num_stages=4,  # the page's number takes one of them, so two tiles are in flight
+        num_warps=8 if query.dtype == torch.float32 else 4,
+        num_stages=6,  # the page's number comes a step ahead of its page: two pages are in flight
     )
     launch(
         _combine,
@@ -87,7 +88,7 @@ def decode(query: Tensor, cache: RaggedKV, scale: float, alibi: Tensor | None) -
 
 
 @triton.jit
-def _tiles(kv_len, lines, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr):  # noqa: ANN001, ANN202
+def _tiles(kv_len, lines, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr):
     """Tiles of each line [BLOCK_H] int64: at least one, for a head may hold its compensation slot alone."""
     line = tl.arange(0, BLOCK_H)
     length = tl.load(kv_len + line, mask=line < lines, other=0)
@@ -150,7 +151,7 @@ def _decode(
             if (count > 0) & (tile == first):
                 mean = tl.load(mean_key + line * D + d, mask=in_d, other=0.0)
                 m = tl.sum(q.to(tl.float32) * mean[None, :], axis=1) * scale * _LOG2E + tl.log2(count.to(tl.float32))
-                l += 1.0
+                l += 1.0  # noqa: E741
                 acc += tl.load(mean_value + line * D + d, mask=in_d, other=0.0)[None, :]
         if alibi is not None:
             head = (line % kv_heads) * (rows // steps) + m_row // steps
@@ -162,7 +163,7 @@ def _decode(
             in_n = slot + n < length
             k = tl.load(keys + start + n[None, :] * D + d[:, None], mask=in_n[None, :] & in_d[:, None], other=0.0)
             v = tl.load(values + start + n[:, None] * D + d[None, :], mask=in_n[:, None] & in_d[None, :], other=0.0)
-            s = tl.dot(q, k, input_precision="tf32x3") * (scale * _LOG2E)
+            s = tl.dot(q, k, input_precision="ieee") * (scale * _LOG2E)
             distance = (slot + n)[None, :] - (length - 1 - later)[:, None]
             if alibi is not None:
                 s += slope[:, None] * distance
@@ -172,7 +173,7 @@ def _decode(
             p = tl.exp2(s - base[:, None])
             shrink = tl.exp2(m - base)
             l = l * shrink + tl.sum(p, axis=1)  # noqa: E741
-            acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="tf32x3")
+            acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
             m = peak
         part = (program + line) * rows + m_row
         whole = tl.where(l == 0.0, 1.0, l)
