@@ -9,9 +9,11 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from longloom.kernels.attention.head_probe import head_probe
 from longloom.kernels.huggingface.attention import attention_function
 
 #: Places after an earlier occurrence that are looked at, at most.
@@ -91,8 +93,8 @@ def induction_scores(
     """Score every query head on one sequence: bos, then `length` random tokens `repeats` times.
 
     A token's earlier occurrences are those in all earlier repeats; attention to them is summed, then averaged over the
-    tokens of the repeats after the first. Attention to bos counts in the softmax, but bos is no token here. A plain
-    dense probe: one layer's [heads, T, T] weights at a time, T = 1 + length * repeats.
+    tokens of the repeats after the first. Attention to bos counts in the softmax, but bos is no token here. No T x T
+    weights are held, T = 1 + length * repeats (`attention.head_probe`).
 
     Args:
         model: any model whose attention goes through transformers' registry, of full causal attention.
@@ -106,26 +108,15 @@ def induction_scores(
         raise ValueError(f"induction scores need length >= 2 and repeats >= 2, found {length} and {repeats}")
     tokens = _random_tokens(model, special, (length,), seed)
     ids = torch.cat((torch.tensor([bos]), tokens.repeat(repeats)))[None].to(model.device)
-    index = torch.arange(length * repeats, device=model.device)
-    ahead = index[:, None] - index  # how far a column's token lies before the row's
-    targets = [
-        (index >= after) & (ahead >= 0) & (ahead + after > 0) & ((ahead + after) % length == 0)
-        for after in range(min(DISPLACEMENTS, length))
-    ]
     scores: list[Tensor] = []
 
     def score(
         module: Any, query: Tensor, key: Tensor, value: Tensor, start: None, *, scaling: float, **_: Any
     ) -> tuple[Tensor, None]:
-        # [1, Hkv, G, T, D] against [1, Hkv, 1, T, D]
-        rows = query.unflatten(1, (key.shape[1], -1))
-        logits = (rows @ key[:, :, None].transpose(-1, -2)).float() * scaling
-        future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
-        weights = logits.masked_fill(future, -torch.inf).softmax(dim=-1)
-        output = (weights.to(value.dtype) @ value[:, :, None]).flatten(1, 2)
-        among = weights[0].flatten(0, 1)[:, 1:, 1:]  # [Hq, T - 1, T - 1], without bos
-        later = length * (repeats - 1)
-        scores.append(torch.stack([(among * target).sum(dim=(1, 2)).cpu() / later for target in targets], dim=-1))
+        offsets = range(min(DISPLACEMENTS, length))
+        found = head_probe(query[0], key[0], length, scale=scaling, offsets=offsets)
+        scores.append(found.to("cpu", torch.float32))
+        output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
         return output.transpose(1, 2).contiguous(), None
 
     with attention_function(model, score):

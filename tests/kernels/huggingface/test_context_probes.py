@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from longloom.kernels.huggingface.probes import copy_accuracy, induction_scores
+from longloom.kernels.huggingface.attention import attention_function
+from longloom.kernels.huggingface.probes import DISPLACEMENTS, copy_accuracy, induction_scores
 
 VOCABULARY = 50
 
@@ -90,6 +91,57 @@ def test_head_scores_equal_plain_loops_over_eager_attention() -> None:
             assert float(scores.induction[layer, head]) == pytest.approx(sum(induction) / len(induction), abs=1e-5)
             assert float(scores.echo[layer, head]) == pytest.approx(sum(echo) / len(echo), abs=1e-5)
     assert scores.induction.max() > 2 * scores.induction.min()  # the heads do differ
+
+
+def dense_scores(query: Tensor, key: Tensor, length: int, scale: float) -> Tensor:
+    """[Hq, displacements] from the whole matrix of weights, by masks: the formula this probe once ran."""
+    rows = query.unflatten(0, (key.shape[0], -1))
+    logits = (rows @ key[:, None].transpose(-1, -2)) * scale
+    future = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
+    weights = logits.masked_fill(future, -torch.inf).softmax(dim=-1).flatten(0, 1)[:, 1:, 1:]
+    index = torch.arange(weights.shape[-1])
+    ahead = index[:, None] - index  # how far a column's token lies before the row's
+    scores = []
+    for after in range(min(DISPLACEMENTS, length)):
+        target = (index >= after) & (ahead >= 0) & (ahead + after > 0) & ((ahead + after) % length == 0)
+        scores.append((weights * target).sum(dim=(1, 2)) / (len(index) - length))
+    return torch.stack(scores, dim=-1)
+
+
+@pytest.mark.parametrize(("length", "repeats", "displacements"), [(2, 2, 2), (11, 5, 11), (40, 3, 17)])
+def test_every_displacement_equals_the_dense_formula(length: int, repeats: int, displacements: int) -> None:
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=48,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        initializer_range=0.5,
+    )
+    model = LlamaForCausalLM(config).eval()
+    scores = induction_scores(model, bos=0, special=[0], length=length, repeats=repeats, seed=3)
+    assert scores.at.shape == (2, 6, displacements)
+    assert scores.at.dtype == torch.float32
+
+    expected: list[Tensor] = []
+
+    def record(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, start: None, *, scaling: float, **_: Any
+    ) -> tuple[Tensor, None]:
+        expected.append(dense_scores(query[0].double(), key[0].double(), length, scaling))
+        rows = query.unflatten(1, (key.shape[1], -1))
+        future = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool).triu(1)
+        logits = (rows @ key[:, :, None].transpose(-1, -2) * scaling).masked_fill(future, -torch.inf)
+        return (logits.softmax(dim=-1) @ value[:, :, None]).flatten(1, 2).transpose(1, 2).contiguous(), None
+
+    generator = torch.Generator().manual_seed(3)
+    drawn = torch.arange(1, VOCABULARY)[torch.randint(VOCABULARY - 1, (length,), generator=generator)]
+    with torch.no_grad(), attention_function(model, record):
+        model.get_decoder()(input_ids=torch.cat((torch.zeros(1).long(), drawn.repeat(repeats)))[None], use_cache=False)
+    assert (scores.at - torch.stack(expected)).abs().max() < 1e-5
+    assert scores.at.max() > 0.05
 
 
 def test_bad_requests() -> None:
