@@ -13,14 +13,19 @@ but for the newest: where nothing is folded, the last slots hold the last tokens
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from longloom.kernels.checks import FLOATS, Arguments
 
 #: Tokens a page. A page of one head is contiguous, so a page is also what a kernel reads at once.
 PAGE = 64
+
+#: More slots than any head has: where there is no limit.
+UNLIMITED = 2**30
 
 
 @dataclass(eq=False)
@@ -29,6 +34,7 @@ class RaggedKV:
 
     The constructor checks the values of the integer tensors (one wait for the device) and keeps copies of them on the
     host. Afterwards they change by `append` alone, which keeps both alike: no step waits for the device again.
+    `compress` builds its caches by `from_host`, which does not even wait once.
 
     Attributes:
         keys, values: [P, page, D], page a power of two >= 16. Keys are rotated.
@@ -60,6 +66,8 @@ class RaggedKV:
     host_len: Tensor = field(init=False, repr=False)
     host_limit: Tensor = field(init=False, repr=False)
     host_table: Tensor = field(init=False, repr=False)
+    #: Tokens that every head can take on the pages it has, known to be there; less than that may be true.
+    room: int = field(init=False, repr=False, default=0)
 
     def __post_init__(self) -> None:
         check = Arguments("ragged KV")
@@ -100,10 +108,86 @@ class RaggedKV:
         """Tokens a page."""
         return self.keys.shape[1]
 
+    @classmethod
+    def from_host(
+        cls, keys: Tensor, values: Tensor, table: Tensor, kv_len: Tensor, *, limit: Tensor | None = None, **rest: Any
+    ) -> Self:
+        """A cache whose integers the host knows: nothing is read back from the device, and nothing checked.
+
+        Args:
+            keys, values: on the device.
+            table, kv_len, limit: on the host; copied to the device without a wait. `turn` begins with 0.
+            rest: the other attributes, on the device.
+        """
+        cache = cls.__new__(cls)
+        vars(cache).update(rest, keys=keys, values=values, host_table=table, host_len=kv_len)
+        cache.host_limit = torch.zeros_like(kv_len) if limit is None else limit
+        cache.table, cache.kv_len = upload(table, keys.device), upload(kv_len, keys.device)
+        if limit is not None:
+            cache.limit, cache.turn = upload(limit, keys.device), torch.zeros_like(cache.kv_len)
+        return cache
+
+    def grow(self, tokens: int) -> None:
+        """Make sure that every head has pages for so many tokens more; a head at its limit needs none.
+
+        All heads take tokens at the same pace. So when pages run out the pool grows by 1/32, at least by a page a
+        head, shared evenly among the heads that still grow: they run out together, and until then neither the pool
+        nor the table on the device changes. The one copy lays each head's pages side by side again; pages that belong
+        to nobody are dropped.
+        """
+        if tokens <= self.room:
+            return
+        page, length = self.page, self.host_len.long()
+        most = self.host_limit.long().masked_fill(self.host_limit == 0, UNLIMITED)
+        pages = (self.host_table >= 0).cumprod(-1).sum(-1)  # [B, Hkv]
+        if bool((-(-torch.minimum(length + tokens, most) // page) > pages).any()):
+            growing = int((pages * page < most).sum())
+            ahead = max(page, int(pages.sum()) * page // (32 * growing))
+            pages = torch.maximum(pages, -(-torch.minimum(length + tokens + ahead, most) // page))
+            self._lay_out(pages)
+        room = (pages * page - length).masked_fill(pages * page >= most, UNLIMITED)
+        self.room = min(room.flatten().tolist(), default=tokens)
+
+    def advance(self, tokens: int) -> None:
+        """Note on the host that every head has taken so many tokens, for which there was room."""
+        self.host_len = self.host_len + tokens
+        if self.limit is not None:
+            full = (self.host_limit > 0) & (self.host_len > self.host_limit)
+            self.host_len = torch.where(full, self.host_limit, self.host_len)
+        self.room -= tokens
+
+    def _lay_out(self, pages: Tensor) -> None:
+        """Move to a new pool of so many pages a head [B, Hkv] int64, no less than now."""
+        table = side_by_side(pages)
+        before = pad(self.host_table, (0, table.shape[2] - self.host_table.shape[2]), value=-1)
+        source = upload(before[table >= 0].clamp(min=0), self.keys.device)  # new pages get what they never show
+        self.keys, self.values = _moved(self.keys, source), _moved(self.values, source)
+        self.host_table, self.table = table, upload(table, self.keys.device)
+
     def bytes(self) -> int:
         """Memory held on the device: all tensors, pages without a token included."""
         held = (self.keys, self.values, self.table, self.kv_len, self.mean_key, self.mean_value, self.dropped)
         return sum(part.untyped_storage().nbytes() for part in (*held, self.limit, self.turn) if part is not None)
+
+
+def side_by_side(pages: Tensor) -> Tensor:
+    """The table [B, Hkv, maxp] int32 of a pool in which each head has so many neighbouring pages [B, Hkv] int64."""
+    first = (pages.flatten().cumsum(0) - pages.flatten()).view_as(pages)
+    place = torch.arange(max(1, int(pages.max()) if pages.numel() else 0))
+    return (first[..., None] + place).masked_fill(place >= pages[..., None], -1).int()
+
+
+def upload(host: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device, of its own there also where that is the host; nobody waits."""
+    return host.to(device, non_blocking=True, copy=True)
+
+
+def _moved(pool: Tensor, source: Tensor) -> Tensor:
+    """A pool [len(source), page, D] with these pages of the other one."""
+    moved = pool.new_empty(len(source), *pool.shape[1:])
+    if len(pool):
+        torch.index_select(pool, 0, source, out=moved)
+    return moved
 
 
 def _given(check: Arguments, names: str, value: Tensor | None) -> Tensor:
