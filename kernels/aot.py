@@ -26,7 +26,16 @@ import torch
 
 #: The modules with kernels: each has `specimen(dtype, head_dim)`.
 MODULES = {
+    "append": "longloom.kernels.attention.triton.append",
+    "combine": "longloom.kernels.attention.triton.combine",
+    "compress": "longloom.kernels.attention.triton.compress",
     "decode": "longloom.kernels.attention.triton.decode",
+    "gather": "longloom.kernels.attention.triton.gather",
+    "prefill": "longloom.kernels.attention.triton.prefill",
+    "head_probe": "longloom.kernels.attention.triton.head_probe",
+    "topk": "longloom.kernels.attention.triton.topk",
+    "spans": "longloom.kernels.attention.triton.spans",
+    "linear_cross_entropy": "longloom.kernels.minisequence.triton.linear_cross_entropy",
 }
 
 #: Compute capability -> shared memory of a block, bytes.
@@ -37,6 +46,7 @@ _SHAPES = (
     (torch.float16, 64),
     (torch.bfloat16, 256),
     (torch.float32, 128),
+    (torch.float32, 256),
 )
 
 
@@ -79,9 +89,7 @@ def _compile(job: tuple[str, int]) -> list[Kernel]:
             registers, spills = _resources(kernel, capability)
             name = kernel.metadata.name.lstrip("_")
             kind = str(dtype).removeprefix("torch.")
-            found.append(
-                Kernel(operation, name, kind, head_dim, capability, registers, kernel.metadata.shared, spills)
-            )
+            found.append(Kernel(operation, name, kind, head_dim, capability, registers, kernel.metadata.shared, spills))
     return found
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from longloom.kernels.attention.prefill import prefill
 from longloom.kernels.kvcache.base import LayerState, Rope, SharedPrefillPolicy, positions_of, reserve
 
 
@@ -53,31 +54,39 @@ class FullPolicy(SharedPrefillPolicy[FullState]):
         state.seen = end
         keys, values = state.keys[:, :, :end], state.values[:, :, :end]
 
-        if length == 1:
-            # All query heads of a KV head read the same keys: as rows of one product, twice as fast as enable_gqa.
-            packed = query.reshape(key.shape[0], key.shape[1], -1, key.shape[3])  # [B, Hkv, G, D]
-            mask = None if start is None else _visible(begin, end, start, key.device)
-            return scaled_dot_product_attention(packed, keys, values, attn_mask=mask, scale=scaling).reshape(
-                query.shape
-            )
-        first = begin == 0 and start is None
-        return scaled_dot_product_attention(
-            query,
-            keys,
-            values,
-            attn_mask=None if first else _visible(begin, end, start, key.device),
-            is_causal=first,
+        if length > 1:
+            return _rows(query, keys, values, start, scaling)
+        # All query heads of a KV head read the same keys: as rows of one product, twice as fast as enable_gqa.
+        packed = query.reshape(key.shape[0], key.shape[1], -1, key.shape[3])  # [B, Hkv, G, D]
+        mask = None if start is None else _visible(end, start, key.device)
+        return scaled_dot_product_attention(packed, keys, values, attn_mask=mask, scale=scaling).reshape(query.shape)
+
+
+def _rows(query: Tensor, keys: Tensor, values: Tensor, start: Tensor | None, scaling: float) -> Tensor:
+    """Causal attention of the last S slots, each row by itself and without its padding, where the output is 0.
+
+    Rows do not meet, so a row's output does not depend on the batch that it is in.
+    """
+    new, end = query.shape[2], keys.shape[2]
+    begin = end - new
+    output = torch.zeros_like(query)
+    for row, padding in enumerate([0] * len(query) if start is None else start.tolist()):
+        first = max(begin, padding)  # slot of the row's first query
+        if first == end:
+            continue
+        output[row, :, first - begin :] = prefill(
+            query[row, :, first - begin :].transpose(0, 1),
+            keys[row, :, padding:].transpose(0, 1),
+            values[row, :, padding:].transpose(0, 1),
+            torch.tensor([0, end - first], dtype=torch.int32),
+            torch.tensor([0, end - padding], dtype=torch.int32),
             scale=scaling,
-            enable_gqa=True,
-        )
+        ).transpose(0, 1)
+    return output
 
 
-def _visible(begin: int, end: int, start: Tensor | None, device: torch.device) -> Tensor:
-    """Which slots 0..end-1 the queries of slots begin..end-1 see: bool [S, N], or [B, 1, S, N] where padded."""
+def _visible(end: int, start: Tensor, device: torch.device) -> Tensor:
+    """Which slots 0..end-1 the last one's query sees: bool [B, 1, 1, N]."""
     slots = torch.arange(end, device=device)
-    queries = slots[begin:, None]
-    visible = slots <= queries
-    if start is None:
-        return visible
     # Padding sees itself: a query that sees nothing is NaN in some implementations of the product.
-    return ((visible & (slots >= start[:, None, None])) | (slots == queries))[:, None]
+    return ((slots >= start[:, None]) | (slots == end - 1))[:, None, None]

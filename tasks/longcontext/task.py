@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Passages:
     label: str
 
 
-@stage("evaluation", version=2, runtime=("device", "together"), resumable=True, retries=True)
+@stage("evaluation", version=3, runtime=("device", "together"), resumable=True, retries=True)
 def _evaluate(
     work: Work,
     *,
@@ -48,6 +48,7 @@ def _evaluate(
     dtype: str | None,
     **options: Any,
 ) -> Stats:
+    from longloom.kernels.dispatch import record_choices
     from longloom.kernels.kvcache.base import SharedPrefillPolicy
     from longloom.kernels.kvcache.registry import get_policy
     from longloom.tasks.longcontext.backends import Companion, PolicyBackend
@@ -61,7 +62,9 @@ def _evaluate(
                     if folder is not None:
                         companions.append(Companion(name, settings, folder))
         backend = PolicyBackend(work.inputs["model"], policy, policy_options, device, dtype, companions)
-        return _build(work, backend, **options)
+        with record_choices() as ran:
+            stats = _build(work, backend, **options)
+        return replace(stats, values=stats.values | {"kernels": sorted(ran)})
 
 
 @stage(

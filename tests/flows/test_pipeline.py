@@ -104,6 +104,8 @@ def test_it_comes_to_the_report(first: Refs, root: Path) -> None:
     store = Store(root)
     assert all(store.open(ref).is_dir() for ref in first.values())
     assert not list(root.glob("work/*"))
+    kernels = {label: store.manifest(ref).values["kernels"] for label, ref in first.items() if ref.kind == "evaluation"}
+    assert ["prefill:sdpa"] in kernels.values()  # full attention's prompts; streaming has attention of its own
     page = (store.open(first["report"]) / "index.html").read_text()
     assert "streaming:sink=4,window=28" in page
     assert "Retrieval against long context" in page

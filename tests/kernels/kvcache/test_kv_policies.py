@@ -235,3 +235,14 @@ def test_rotation_is_llamas() -> None:
     close(ROPE.rotate(x, positions), turn(x, positions))
     by_row = torch.stack((positions, positions.flip(0)))
     close(ROPE.rotate(x, by_row), torch.stack([turn(x[row], by_row[row]) for row in range(2)]))
+
+
+def test_under_full_attention_a_row_of_a_prompt_has_the_bits_that_it_has_alone():
+    tokens = random_tokens(40, batch=3)
+    padding = [0, 13, 40]
+    together, _ = run(get_policy("full"), tokens, (30, 10), padding)
+    for row, pad in enumerate(padding[:2]):
+        own = tokens[row : row + 1, pad:]
+        alone, _ = run(get_policy("full"), own, (30 - pad, 10))
+        assert torch.equal(together[row : row + 1, :, pad:], alone)
+    assert not together[2].any()  # padding throughout
