@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check setup bench ui clean
+.PHONY: demo test check setup bench gpu-check ui clean
 
 setup: $(READY)
 
@@ -30,8 +30,16 @@ check: $(READY)
 
 bench: $(READY)
 	mkdir -p benchmarks/results
+	$(BIN)/python benchmarks/attention.py --json benchmarks/results/attention.json
 	$(BIN)/python benchmarks/prefill.py --json benchmarks/results/prefill.json
 	$(BIN)/python benchmarks/scoring.py --json benchmarks/results/scoring.json
+
+# On a machine with a GPU. Needs no setup: any interpreter with torch, triton and pytest will do, .venv's where it sees
+# the GPU, else PYTHON. ARGS="--part decode --out FOLDER" passes options on.
+gpu-check:
+	@python=$(PYTHON); \
+	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then python=$(BIN)/python; fi; \
+	$$python benchmarks/gpu_check.py $(ARGS)
 
 ui: $(READY)
 	$(BIN)/longloom ui
