@@ -16,8 +16,9 @@ from longloom.kernels.checks import FLOATS, Arguments
 from longloom.kernels.dispatch import choose, triton_refusal
 
 
+@torch.no_grad()
 def append(cache: RaggedKV, key: Tensor, value: Tensor, *, implementation: str | None = None) -> None:
-    """Add the keys and values of S new tokens a row to every KV head.
+    """Add the keys and values of S new tokens a row to every KV head. Not differentiable.
 
     Heads without a limit take them behind their last slot, on new pages when the old ones are full (`RaggedKV.grow`).
     Heads with one do so until they are full; then a new token takes the place of the oldest behind the sinks.

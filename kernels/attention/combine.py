@@ -15,8 +15,9 @@ from longloom.kernels.checks import FLOATS, Arguments
 from longloom.kernels.dispatch import choose, triton_refusal
 
 
+@torch.no_grad()
 def combine(outputs: Tensor, lse: Tensor, *, implementation: str | None = None) -> tuple[Tensor, Tensor]:
-    """Attention over the keys of all parts.
+    """Attention over the keys of all parts. Not differentiable.
 
     Args:
         outputs: [N, B, Hq, S, D], the parts' outputs, of the queries' dtype or float32; at least one part.

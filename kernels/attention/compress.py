@@ -16,6 +16,7 @@ from longloom.kernels.checks import FLOATS, Arguments
 from longloom.kernels.dispatch import choose, triton_refusal
 
 
+@torch.no_grad()
 def compress(
     key: Tensor,
     value: Tensor,
@@ -31,7 +32,7 @@ def compress(
     """The tokens that each row's KV heads keep of a prompt, and the means of those they drop.
 
     Of a row's n = N - start[b] tokens a head keeps the first `sink` and the last window[b, h], in order, or all of them
-    if these are n or more.
+    if these are n or more. Not differentiable.
 
     Args:
         key: [B, Hkv, N, D], rotated; any strides but for the last dimension's, which is 1.
@@ -56,7 +57,7 @@ def compress(
     check.tensor("key", key, "B Hkv N D", FLOATS, strided=True)
     check.tensor("value", value, "B Hkv N D", key.dtype, strided=True)
     rows, heads, tokens, size = key.shape
-    check.require(sink >= 0, "sink", "at least 0", sink)
+    check.require(0 <= sink <= UNLIMITED, "sink", f"0 to {UNLIMITED}", sink)
     check.require(page >= 16 and page & (page - 1) == 0, "page", "a power of two >= 16", page)
     check.require(compensate or not fold, "compensate", "True where fold is", compensate)
     window = _on_host(check, "window", window, "B Hkv", -1, UNLIMITED - sink)

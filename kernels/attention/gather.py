@@ -8,6 +8,8 @@ position is ever beyond the trained window (LongCache / ReAttention, arXiv 2407.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from longloom.kernels.dispatch import choose, triton_refusal
 _LOGITS = 1 << 24
 
 
+@torch.no_grad()
 def gather_attention(
     query: Tensor,
     key: Tensor,
@@ -30,7 +33,7 @@ def gather_attention(
     scale: float,
     implementation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention of each row's last Sq slots over the slots that `positions` names.
+    """Causal attention of each row's last Sq slots over the slots that `positions` names. Not differentiable.
 
     Args:
         query: [B, Hq, Sq, D], not rotated, D even. Query i stands at position count[b] - Sq + i and sees the slots up
@@ -39,7 +42,7 @@ def gather_attention(
         value: [B, Hkv, N, D], likewise.
         positions: [B, M] int32: slot j of row b is key and value positions[b, j], 0 .. N - 1, rotated to position j.
             What stands at count[b] and behind is not looked at. The faster, the longer its runs of neighbours.
-        count: [B] int32, slots in use, Sq .. M.
+        count: [B] int32, slots in use, 0 .. M. Of a row with fewer than Sq the first queries are padding.
         cos: [R, D / 2] float32, R >= M, of the positions 0, 1, 2, ...: feature i turns with feature i + D / 2, as in
             Llama. Factors that belong to the embedding (YaRN's) may be in them.
         sin: [R, D / 2] float32, likewise.
@@ -48,11 +51,11 @@ def gather_attention(
 
     Returns:
         Output [B, Hq, Sq, D] of the query's dtype, and the logarithm of the softmax's denominator [B, Hq, Sq] float32
-        (float64 for float64): what `combine` merges parts by.
+        (float64 for float64): what `combine` merges parts by. Zeros and -inf at padding.
 
     Raises:
-        ValueError: shapes, types or devices that do not fit, an implementation that cannot do this, or a count or
-            position out of range. With Triton on a GPU, where looking would wait for the device, a position out of
+        ValueError: shapes, types, devices or a scale that do not fit, an implementation that cannot do this, or a count
+            or position out of range. With Triton on a GPU, where looking would wait for the device, a position out of
             range is not read and adds nothing, a count is taken as 0 .. M, and a query that thus sees nothing gets
             zeros and -inf.
     """
@@ -69,6 +72,7 @@ def gather_attention(
     check.sizes["D/2"] = size // 2
     check.tensor("cos", cos, "R D/2", torch.float32)
     check.tensor("sin", sin, "R D/2", torch.float32)
+    check.require(math.isfinite(scale), "scale", "finite", scale)
     check.require(len(cos) >= slots, "cos", f"at least M={slots} rows", len(cos))
     candidates = {
         "triton": triton_refusal(query, asked=implementation == "triton", head_dim=size),
@@ -86,10 +90,10 @@ def gather_attention(
 
 def _check_values(check: Arguments, positions: Tensor, count: Tensor) -> None:
     """Raise a ValueError with the first count or position in use that is out of range."""
-    steps, slots, tokens = (check.sizes[name] for name in ("Sq", "M", "N"))
-    wrong = (count < steps) | (count > slots)
+    slots, tokens = check.sizes["M"], check.sizes["N"]
+    wrong = (count < 0) | (count > slots)
     if bool(wrong.any()):
-        check.require(False, "count", f"Sq={steps} to M={slots}", int(count[wrong][0]))
+        check.require(False, "count", f"0 to M={slots}", int(count[wrong][0]))
     used = torch.arange(slots, device=count.device) < count[:, None]
     wrong = used & ((positions < 0) | (positions >= tokens))
     if bool(wrong.any()):
@@ -117,11 +121,15 @@ def reference(
         index = positions[b, :length]
         keys = _rotate(key[b].index_select(1, index).to(exact), cos[:length], sin[:length])  # [Hkv, n, D]
         values = value[b].index_select(1, index).to(exact)
-        place = slice(length - steps, length)
-        rows = _rotate(query[b].to(exact), cos[place], sin[place]).mul_(scale).view(*packed, size)
+        empty = max(0, steps - length)  # queries without a slot: a padded row's
+        place = slice(length - steps + empty, length)
+        rows = torch.empty(heads, steps, size, dtype=exact, device=query.device)
+        rows[:, empty:] = _rotate(query[b, :, empty:].to(exact), cos[place], sin[place]).mul_(scale)
+        rows = rows.view(*packed, size)
         out, total = output[b].view(*packed, size), lse[b].view(packed)
+        out[:, :, :empty], total[:, :, :empty] = 0, -torch.inf
         block = max(1, _LOGITS // max(1, heads * length))
-        for first in range(0, steps, block):
+        for first in range(empty, steps, block):
             behind = min(first + block, steps)
             seen = length - steps + behind  # slots that the block's last query sees
             asked = rows[:, :, first:behind].flatten(1, 2)

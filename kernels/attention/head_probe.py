@@ -10,6 +10,7 @@ A row needs the sum of its softmax and then a few of its entries, so the matrix 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -48,12 +49,14 @@ def head_probe(
         [Hq, len(offsets)] float32 (float64 for float64), each 0 .. 1.
 
     Raises:
-        ValueError: shapes, types, devices, period or offsets do not fit, or an implementation that cannot do this.
+        ValueError: shapes, types, devices, scale, period or offsets that do not fit, or an implementation that cannot
+            do this.
     """
     check = Arguments("head_probe")
     check.tensor("query", query, "Hq T D", FLOATS, strided=True)
     check.tensor("key", key, "Hkv T D", query.dtype, strided=True)
     check.groups()
+    check.require(math.isfinite(scale), "scale", "finite", scale)
     check.require(period >= 1, "period", "at least 1", period)
     tokens = query.shape[1]
     check.require(tokens >= period + 2, "query", f"of at least period + 2 = {period + 2} tokens", tokens)

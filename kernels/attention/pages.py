@@ -84,6 +84,11 @@ class RaggedKV:
         used = torch.arange(check.sizes["maxp"]) * page < self.host_len[..., None]
         check.require(bool((self.host_table[used] >= 0).all()), "table", "a page for every slot in use", "-1")
 
+        owned = self.host_table[self.host_table >= 0]
+        uses = torch.bincount(owned, minlength=1)
+        often = f"page {int(uses.argmax())} {int(uses.max())} times"
+        check.require(int(uses.max()) <= 1, "table", "pages of one row and head each", often)
+
         means = (self.mean_key, self.mean_value, self.dropped)
         if any(part is not None for part in means):
             mean_key, mean_value, dropped = (_given(check, "mean_key, mean_value and dropped", part) for part in means)
@@ -93,15 +98,16 @@ class RaggedKV:
             _within(check, "dropped", dropped.cpu(), 0, None)
         if self.limit is not None or self.turn is not None:
             limit, turn = (_given(check, "limit and turn", part) for part in (self.limit, self.turn))
-            _given(check, "dropped, which a limit needs,", self.dropped)
+            check.require(self.dropped is not None, "dropped", "given where limit is", None)
+            check.require(self.sink >= 0, "sink", "at least 0", self.sink)
             check.tensor("limit", limit, "B Hkv", torch.int32)
             check.tensor("turn", turn, "B Hkv", torch.int32)
             self.host_limit = limit.cpu().clone()
-            limited = self.host_limit > 0
-            _within(check, "limit", self.host_limit[limited], self.sink + 1, None)
-            _within(check, "kv_len beside limit", (self.host_limit - self.host_len)[limited], 0, None)
-            _within(check, "turn", turn.cpu(), 0, None)
-            _within(check, "turn beside limit", (self.host_limit - self.sink - 1 - turn.cpu())[limited], 0, None)
+            limited = self.host_limit != 0
+            _within(check, "limit where it is not 0", self.host_limit[limited], self.sink + 1, None)
+            _within(check, "kv_len of a head with a limit", self.host_len[limited], 0, self.host_limit[limited])
+            ring = (self.host_limit - self.sink).where(limited, UNLIMITED)
+            _within(check, "turn", turn.cpu(), 0, ring - 1)
 
     @property
     def page(self) -> int:
@@ -196,9 +202,11 @@ def _given(check: Arguments, names: str, value: Tensor | None) -> Tensor:
     return value
 
 
-def _within(check: Arguments, name: str, values: Tensor, least: int, most: int | None) -> None:
+def _within(check: Arguments, name: str, values: Tensor, least: int, most: int | Tensor | None) -> None:
     """Raise a ValueError with the first value out of least .. most."""
     wrong = values < least if most is None else (values < least) | (values > most)
     if bool(wrong.any()):
-        bound = f"at least {least}" if most is None else f"{least} to {most}"
+        bound = f"at least {least}"
+        if most is not None:
+            bound = f"{least} to {int(torch.as_tensor(most).expand_as(values)[wrong][0])}"
         check.require(False, name, bound, int(values[wrong][0]))

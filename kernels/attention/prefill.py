@@ -9,6 +9,7 @@ StreamingLLM (Xiao et al., arXiv 2309.17453).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -128,7 +129,7 @@ def _check(
     check.tensor("key", key, "Tk Hkv D", query.dtype, strided=True)
     check.tensor("value", value, "Tk Hkv D", query.dtype, strided=True)
     group = check.groups()
-    check.require(scale > 0, "scale", "positive", scale)
+    check.require(0 < scale < math.inf, "scale", "positive and finite", scale)
     for name, heads in (("window", window), ("sink", sink)):
         if heads is not None:
             check.tensor(name, heads, "Hkv", torch.int32)
@@ -265,7 +266,8 @@ def _block(
     weights = logits.sub_(peak.clamp(min=torch.finfo(logits.dtype).min)).exp_()
     total = weights.sum(dim=-1, keepdim=True)
     output = (weights.flatten(1, 2) @ values).unflatten(1, queries.shape[1:3])
-    return output / total.clamp(min=torch.finfo(total.dtype).tiny), (peak + total.detach().log())[..., 0]
+    # Wherever anything is seen the total is at least 1, the peak's own term: so 1 stands for nothing.
+    return output / total.clamp(min=1), (peak + total.detach().log())[..., 0]
 
 
 def _rows(cu_q: Tensor, cu_k: Tensor) -> Iterator[tuple[int, int, int, int]]:

@@ -27,6 +27,7 @@ _CHUNK = 4096
 _SCORES = 1 << 22
 
 
+@torch.no_grad()
 def topk_indices(
     query: Tensor,
     key: Tensor,
@@ -63,6 +64,7 @@ def topk_indices(
     return run(query, key, k, begin, end, block)
 
 
+@torch.no_grad()
 def topk_votes(
     query: Tensor,
     key: Tensor,

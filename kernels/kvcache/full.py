@@ -69,9 +69,10 @@ def _rows(query: Tensor, keys: Tensor, values: Tensor, start: Tensor | None, sca
     """
     new, end = query.shape[2], keys.shape[2]
     begin = end - new
-    output = torch.zeros_like(query)
+    output = torch.empty_like(query)
     for row, padding in enumerate([0] * len(query) if start is None else start.tolist()):
         first = max(begin, padding)  # slot of the row's first query
+        output[row, :, : first - begin] = 0
         if first == end:
             continue
         output[row, :, first - begin :] = prefill(

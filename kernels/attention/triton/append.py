@@ -20,13 +20,16 @@ from longloom.kernels.launch import launch
 
 _UNLIMITED = tl.constexpr(UNLIMITED)
 
+#: Programs that CUDA takes along a grid's second axis; of more tiles each program takes several.
+_MOST_CHUNKS = 65_535
+
 
 def append(cache: RaggedKV, key: Tensor, value: Tensor) -> None:
     """See `attention.append.append`, which checks, grows the pool and advances the host's lengths."""
     rows, heads, new, size = key.shape
     block_d = triton.next_power_of_2(size)
     block_s = 2048 // block_d
-    chunks = triton.cdiv(new, block_s) if cache.limit is None else 1
+    chunks = min(triton.cdiv(new, block_s), _MOST_CHUNKS) if cache.limit is None else 1
     launch(
         _append,
         (rows * heads, chunks),

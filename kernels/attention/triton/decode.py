@@ -1,10 +1,10 @@
 """Split-KV decode over ragged pages in one launch, balanced whatever the lengths, and its combine.
 
 The T tiles of all rows and heads stand in one line; program p of P takes the tiles from p*T/P to (p+1)*T/P, be they of
-one head or of several. P follows from the number of multiprocessors alone: there is no work list to build, no wait for
-the device, no cliff in the batch size, and a captured graph stays valid while lengths grow. Each (program, head) pair
-writes one partial result into row p + head of a buffer of P + B * Hkv rows: along the line either p or the head grows,
-so no two pairs share a row.
+one head or of several. P follows from the number of multiprocessors, not from the lengths: there is no work list to
+build, no wait for the device, no cliff in the batch size, and a captured graph stays valid while lengths grow within
+the pool. Each (program, head) pair writes one partial result into row p + head of a buffer of P + B * Hkv rows: along
+the line either p or the head grows, so no two pairs share a row.
 
 Shapes: M = G * nq rows of a KV head, R = P + B * Hkv partial results.
 """
@@ -64,12 +64,12 @@ def decode(query: Tensor, cache: RaggedKV, scale: float, alibi: Tensor | None) -
         PAGE=cache.page,
         BLOCK_M=block_m,
         **constants,
-        num_warps=8 if query.dtype == torch.float32 else 4,
+        num_warps=8 if query.dtype == torch.float32 and vector <= 512 else 4,
         num_stages=6,  # the page's number comes a step ahead of its page: two pages are in flight
     )
     launch(
         _combine,
-        (lines, rows),
+        (rows, lines),  # CUDA takes 65,535 programs along the second axis; of rows there may be more
         partial,
         partial_lse,
         cache.kv_len,
@@ -199,8 +199,8 @@ def _combine(
     BLOCK_D: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    line = tl.program_id(0)
-    row = tl.program_id(1)
+    row = tl.program_id(0)
+    line = tl.program_id(1)
     tiles = _tiles(kv_len, lines, BLOCK_N, BLOCK_H)
     total = tl.sum(tiles, axis=0)
     first = tl.sum(tl.where(tl.arange(0, BLOCK_H) < line, tiles, 0), axis=0)

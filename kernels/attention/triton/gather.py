@@ -48,7 +48,7 @@ def gather_attention(
     vector = query.element_size() * block_d  # bytes
     exact = query.dtype == torch.float32  # no tensor cores, more registers
     block_m = min(max(16, triton.next_power_of_2(rows)), 128, (16384 if exact else 32768) // vector)
-    block_n = 64 if vector <= 128 else 32 if vector <= 512 else 16
+    block_n = 64 if vector <= 128 else 32 if vector <= (256 if exact else 512) else 16
     warps = 8 if exact or block_m * vector >= 16384 else 4
     tiles = triton.cdiv(rows, block_m)
     resident = multiprocessors(query.device) * 8 // warps

@@ -110,6 +110,7 @@ def _cross_entropy(
         target, _ = _cap(logits, bias, label, stride, vocabulary, softcap)
         tl.store(losses + row, (lse - target) * _LN2)
         if GRADIENT:
+            tl.debug_barrier()  # every thread has read its target's logit before another makes it a gradient
             blocks = tl.cdiv(vocabulary, BLOCK_V)
             for block in range(blocks):
                 at = (blocks - 1 - block) * BLOCK_V + v

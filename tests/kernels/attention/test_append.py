@@ -170,6 +170,17 @@ def test_head_sizes_and_strides(head_dim, dtype, device):
         assert torch.equal(held(cache, cache.values, b, h), whole)
 
 
+def test_more_tiles_than_the_grid_has_programs(device, monkeypatch):
+    monkeypatch.setattr("longloom.kernels.attention.triton.append._MOST_CHUNKS", 3)
+    prompt = torch.randn(1, 2, 10, 256, device=device)
+    cache = compress(prompt, prompt, torch.full((1, 2), -1, dtype=torch.int32), sink=0)
+    new = torch.randn(1, 2, 61, 256, device=device)  # 8 tiles
+    append(cache, new, new, implementation="triton")
+    assert cache.kv_len.tolist() == [[71, 71]]
+    for h in range(2):
+        assert torch.equal(held(cache, cache.keys, 0, h), torch.cat((prompt[0, h], new[0, h])))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_reference_in_types_that_the_interpreter_lacks(dtype, device, assert_close):
     key = torch.randn(1, 1, 300, 16, device=device).to(dtype)
@@ -204,6 +215,14 @@ def test_no_wait_for_the_device(fold, device):
             append(cache, key[:, :, :new], key[:, :, :new])
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_cache_keeps_no_gradients(device):
+    key = torch.randn(1, 2, 20, 32, device=device, requires_grad=True)
+    cache = compress(key, key, torch.full((1, 2), 9, dtype=torch.int32), sink=0, fold=True)
+    append(cache, key, key)
+    output, _ = decode(torch.randn(1, 2, 1, 32, device=device, requires_grad=True), cache, scale=0.2)
+    assert not any(part.requires_grad for part in (cache.keys, cache.values, cache.mean_key, output))
 
 
 NEW = torch.zeros(1, 2, 3, 32)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from longloom.kernels.attention.compress import compress
 from longloom.kernels.attention.decode import decode
 from longloom.kernels.attention.pages import RaggedKV
 
@@ -128,6 +129,32 @@ def test_any_number_of_programs_shares_the_work(processors, device, assert_close
     assert_close(lse, expected_lse)
 
 
+@pytest.mark.parametrize("converted", [1, 1 << 12, 1 << 19])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
+def test_the_reference_takes_lines_together(converted, dtype, device, assert_close, monkeypatch):
+    """Lines of equal length, side by side and not; in pieces where they must be converted."""
+    monkeypatch.setattr("longloom.kernels.attention.decode._CONVERTED", converted)
+    key, value = torch.randn(2, 3, 4, 50, 32, device=device).to(dtype)
+    together = compress(key, value, torch.tensor([[-1, -1, 20, 20]] * 3, dtype=torch.int32), sink=4, page=16)
+    apart = ragged([[50, 50, 24, 24]] * 3, head_dim=32, dtype=dtype, device=device, dropped=[[0, 0, 26, 1]] * 3)
+    query = torch.randn(3, 8, 1, 32, device=device).to(dtype)
+    for cache in (together, apart):
+        output, lse = decode(query, cache, scale=0.2, implementation="reference")
+        expected, expected_lse = by_hand(query, cache, 0.2)
+        assert_close(output, expected, tolerance=1e-2 if dtype == torch.bfloat16 else 1e-12)
+        assert_close(lse, expected_lse, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 0, 32), (1, 0, 1, 32), (0, 4, 1, 32)])
+@pytest.mark.parametrize("implementation", ["reference", "triton"])
+def test_no_queries_give_nothing(implementation, shape, device):
+    cache = ragged([[20, 5]], head_dim=32, dtype=torch.float32, device=device)
+    cache = RaggedKV(cache.keys, cache.values, cache.table[: shape[0]], cache.kv_len[: shape[0]])
+    output, lse = decode(torch.zeros(shape, device=device), cache, scale=1.0, implementation=implementation)
+    assert output.shape == shape
+    assert lse.shape == shape[:3]
+
+
 def test_one_dropped_token_is_that_token(device, assert_close):
     """|D| = 1: the compensation slot is exact."""
     cache = ragged([[20, 20]], head_dim=32, dtype=torch.float64, device=device)
@@ -168,6 +195,7 @@ BAD = {
     "table must be of int32, found int64": lambda c: {"table": c.table.long()},
     "table must be -1 to 5, found 6": lambda c: {"table": c.table.clone().fill_(6)},
     "table must be a page for every slot in use, found -1": lambda c: {"table": c.table.clone().fill_(-1)},
+    "table must be pages of one row and head each, found page 1 4 times": lambda c: {"table": c.table.clone().fill_(1)},
     "kv_len must be 0 to 32, found -1": lambda c: {"kv_len": c.kv_len - 21},
     "kv_len must be 0 to 32, found 40": lambda c: {"kv_len": c.kv_len + 20},
     "kv_len must be [B, Hkv] with B=1, Hkv=2": lambda c: {"kv_len": c.kv_len[0]},
@@ -192,6 +220,7 @@ def test_a_bad_cache_is_refused(message):
         (torch.zeros(1, 4, 1, 32).half(), {}, "decode: cache.keys must be of float16, found float32"),
         (torch.zeros(1, 4, 32, 1).mT.expand(1, 4, 2, 32), {}, "decode: query must be contiguous"),
         (torch.zeros(1, 4, 1, 32), {"alibi": torch.zeros(2)}, "decode: alibi must be [Hq] with Hq=4, found [2]"),
+        (torch.zeros(1, 4, 1, 32), {"scale": math.nan}, "decode: scale must be finite, found nan"),
         (torch.zeros(1, 4, 1, 32), {"implementation": "cuda"}, "must be one of triton, reference, found 'cuda'"),
         (torch.zeros(1, 4, 1, 32, device="meta"), {}, "decode: cache.keys must be on meta like query, found cpu"),
     ],
@@ -199,4 +228,4 @@ def test_a_bad_cache_is_refused(message):
 def test_a_bad_call_is_refused(query, options, message):
     cache = ragged([[20, 5]], head_dim=32, dtype=torch.float32, device=torch.device("cpu"))
     with pytest.raises(ValueError, match=re.escape(message)):
-        decode(query, cache, scale=1.0, **options)
+        decode(query, cache, **{"scale": 1.0} | options)

@@ -99,6 +99,7 @@ CASES = {
     "a chunk": {"counts": [150], "group": 1, "steps": 40, "kv_heads": 3},
     "a chunk of groups": {"counts": [41, 99], "group": 4, "steps": 40, "kv_heads": 1},
     "nothing but the chunk": {"counts": [40], "group": 2, "steps": 40, "spare": 0},
+    "rows shorter than the chunk": {"counts": [40, 3, 0], "group": 2, "steps": 7},
 }
 
 
@@ -252,8 +253,8 @@ BAD = {
     "cos must be of float32, found float64": lambda c: {"cos": c.cos.double()},
     "sin must be [R, D/2] with R=31, D/2=16, found [30, 16]": lambda c: {"sin": c.sin[1:]},
     "cos must be at least M=30 rows, found 29": lambda c: {"cos": c.cos[2:], "sin": c.sin[2:]},
-    "count must be Sq=3 to M=30, found 2": lambda c: {"count": c.count - 25},
-    "count must be Sq=3 to M=30, found 31": lambda c: {"count": c.count + 4},
+    "count must be 0 to M=30, found -1": lambda c: {"count": c.count - 28},
+    "count must be 0 to M=30, found 31": lambda c: {"count": c.count + 4},
     "positions must be 0 to 64, found -1": lambda c: {"positions": c.positions.clone().fill_(-1)},
     "positions must be 0 to 64, found 65": lambda c: {"positions": c.positions.clone().fill_(65)},
     "count must be on cpu like query, found meta": lambda c: {"count": c.count.to("meta")},
@@ -265,6 +266,12 @@ def test_a_bad_call_is_refused(message):
     call = random_call([27], group=2, steps=3, device=torch.device("cpu"))
     with pytest.raises(ValueError, match=re.escape(f"gather_attention: {message}")):
         gather_attention(*call._replace(**BAD[message](call)), scale=1.0)
+
+
+def test_a_scale_that_is_no_number_is_refused():
+    call = random_call([27], device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="gather_attention: scale must be finite, found nan"):
+        gather_attention(*call, scale=float("nan"))
 
 
 def test_triton_refuses_float64():

@@ -177,6 +177,7 @@ def test_no_heads(device):
 @pytest.mark.parametrize(
     ("query", "key", "options", "message"),
     [
+        ((4, 9, 16), (2, 9, 16), {"scale": float("inf")}, "head_probe: scale must be finite, found inf"),
         ((4, 9, 16), (2, 9, 16), {"period": 0}, "head_probe: period must be at least 1, found 0"),
         (
             (4, 9, 16),

@@ -1,6 +1,7 @@
 """Ragged pages: growth, copies, and caches built from the host's integers."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -111,6 +112,36 @@ def test_a_copy_is_independent(device):
     assert cache.turn.tolist() == [[0, 0]]
     assert torch.equal(cache.mean_key, mean)
     assert all(torch.equal(one, two) for one, two in zip(held(cache), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"limit": [[0, 15]]}, "kv_len of a head with a limit must be 0 to 15, found 16"),
+        ({"limit": [[0, 2]]}, "limit where it is not 0 must be at least 3, found 2"),
+        ({"limit": [[-1, 20]]}, "limit where it is not 0 must be at least 3, found -1"),
+        ({"turn": [[0, 18]]}, "turn must be 0 to 17, found 18"),
+        ({"turn": [[-1, 0]]}, "turn must be 0 to 1073741823, found -1"),
+        ({"turn": None}, "limit and turn must be given together, found None among them"),
+        ({"mean_key": None, "mean_value": None, "dropped": None}, "dropped must be given where limit is, found None"),
+        ({"sink": -1}, "sink must be at least 0, found -1"),
+    ],
+)
+def test_a_bad_limit_is_refused(change, message):
+    good = {
+        "table": [[[0, 1], [2, 3]]],
+        "kv_len": [[20, 16]],
+        "dropped": [[0, 5]],
+        "limit": [[0, 20]],
+        "turn": [[0, 17]],
+    }
+    parts = {
+        name: value if value is None or isinstance(value, int) else torch.tensor(value, dtype=torch.int32)
+        for name, value in (good | {"sink": 2} | change).items()
+    }
+    tensors = {"mean_key": torch.zeros(1, 2, 32), "mean_value": torch.zeros(1, 2, 32)} | parts
+    with pytest.raises(ValueError, match=f"^ragged KV: {re.escape(message)}$"):
+        RaggedKV(torch.zeros(4, 16, 32), torch.zeros(4, 16, 32), **tensors)
 
 
 def test_side_by_side():

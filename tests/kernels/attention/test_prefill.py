@@ -299,7 +299,8 @@ BAD = {
     "value must be on cpu like query, found meta": bad(value=torch.zeros(8, 2, 16, device="meta")),
     "query must be contiguous in its last dimension: (64, 1, 4)": bad(query=torch.zeros(5, 16, 4).mT),
     "3 query heads are no multiple of 2 KV heads": bad(query=torch.zeros(5, 3, 16)),
-    "scale must be positive, found 0.0": bad(scale=0.0),
+    "scale must be positive and finite, found 0.0": bad(scale=0.0),
+    "scale must be positive and finite, found inf": bad(scale=float("inf")),
     "cu_q must be of int32, found int64": bad(cu_q=offsets([3, 2]).long()),
     "cu_q must be on the CPU, found meta": bad(cu_q=torch.zeros(3, dtype=torch.int32, device="meta")),
     "cu_q must be rising from 0 to 5, all the tokens there are, found [0, 6, 5]": bad(cu_q=offsets([6, -1])),
@@ -340,5 +341,5 @@ def test_bad_input_is_refused(message):
 def test_lse_refuses_in_its_own_name():
     with pytest.raises(ValueError, match="prefill_lse: implementation must be one of triton, reference, found 'sdpa'"):
         prefill_lse(**bad(implementation="sdpa"))
-    with pytest.raises(ValueError, match=r"prefill_lse: scale must be positive, found -1.0"):
+    with pytest.raises(ValueError, match=r"prefill_lse: scale must be positive and finite, found -1.0"):
         prefill_lse(**bad(scale=-1.0))

@@ -124,3 +124,14 @@ def test_the_reference_keeps_no_square_for_the_gradients(window):
         output.sum().backward()
     assert largest.elements <= 1 << 21
     assert max(kept) <= 2000 * 16  # beside checkpoints nothing but what is of the inputs' size
+
+
+@pytest.mark.parametrize("implementation", ["reference", "triton"])
+def test_queries_that_see_nothing_take_no_gradient_whatever_comes_in(implementation, device):
+    inputs = draw(Case([(5, 9)], group=2, head_dim=16, window=[0, 3], sink=[0, 0]), torch.float32, device)
+    d_query, d_key, d_value = gradients(inputs, implementation, torch.full_like(inputs.query, 1e30))
+    assert d_query.isfinite().all()
+    assert d_key.isfinite().all()
+    assert d_value.isfinite().all()
+    assert not d_query[:, :2].any()
+    assert not d_value[:, 0].any()
