@@ -110,43 +110,48 @@ def reference(
     sin: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """One row after the other, its queries in blocks; float32, or float64 for float64."""
+    """One row and KV head after the other, so that what is gathered stays in the cache; queries in blocks.
+
+    Float32, or float64 for float64.
+    """
     heads, steps, size = query.shape[1:]
     kv_heads = key.shape[1]
-    packed = (kv_heads, heads // kv_heads, steps)
+    group = heads // kv_heads
     exact = torch.promote_types(query.dtype, torch.float32)
     output = torch.empty_like(query)
     lse = torch.empty(query.shape[:3], dtype=exact, device=query.device)
+    block = max(1, _LOGITS // max(1, group * positions.shape[1]))
+    later = torch.ones(2 * [min(block, steps)], dtype=torch.bool, device=query.device).triu(1)
     for b, length in enumerate(count.tolist()):
         index = positions[b, :length]
-        keys = _rotate(key[b].index_select(1, index).to(exact), cos[:length], sin[:length])  # [Hkv, n, D]
-        values = value[b].index_select(1, index).to(exact)
         empty = max(0, steps - length)  # queries without a slot: a padded row's
         place = slice(length - steps + empty, length)
-        rows = torch.empty(heads, steps, size, dtype=exact, device=query.device)
-        rows[:, empty:] = _rotate(query[b, :, empty:].to(exact), cos[place], sin[place]).mul_(scale)
-        rows = rows.view(*packed, size)
-        out, total = output[b].view(*packed, size), lse[b].view(packed)
-        out[:, :, :empty], total[:, :, :empty] = 0, -torch.inf
-        block = max(1, _LOGITS // max(1, heads * length))
-        for first in range(empty, steps, block):
-            behind = min(first + block, steps)
-            seen = length - steps + behind  # slots that the block's last query sees
-            asked = rows[:, :, first:behind].flatten(1, 2)
-            logits = torch.bmm(asked, keys[:, :seen].mT).view(*packed[:2], behind - first, seen)
-            later = torch.ones(2 * [behind - first], dtype=torch.bool, device=query.device).triu(1)
-            logits[..., first - behind :].masked_fill_(later, -torch.inf)
-            peak = logits.amax(dim=-1, keepdim=True)
-            weights = logits.sub_(peak).exp_()
-            sums = weights.sum(dim=-1, keepdim=True)
-            found = torch.bmm(weights.flatten(1, 2), values[:, :seen]).view(*packed[:2], -1, size)
-            out[:, :, first:behind] = found / sums
-            total[:, :, first:behind] = (peak + sums.log())[..., 0]
+        rows = _rotate(query[b, :, empty:].to(exact), cos[place], sin[place]).mul_(scale)  # [Hq, Sq - empty, D]
+        output[b, :, :empty], lse[b, :, :empty] = 0, -torch.inf
+        for h in range(kv_heads):
+            own = slice(h * group, (h + 1) * group)
+            keys = _rotate(key[b, h].index_select(0, index).to(exact), cos[:length], sin[:length])  # [n, D]
+            values = value[b, h].index_select(0, index).to(exact)
+            for first in range(empty, steps, block):
+                behind = min(first + block, steps)
+                seen = length - steps + behind  # slots that the block's last query sees
+                asked = rows[own, first - empty : behind - empty].flatten(0, 1)
+                # With few rows only a product that begins with the keys is as fast as memory.
+                few = len(asked) <= 8
+                logits = (keys[:seen] @ asked.T).T.contiguous() if few else asked @ keys[:seen].T
+                logits = logits.view(group, behind - first, seen)
+                logits[..., first - behind :].masked_fill_(later[: behind - first, : behind - first], -torch.inf)
+                peak = logits.amax(dim=-1, keepdim=True)
+                weights = logits.sub_(peak).exp_()
+                sums = weights.sum(dim=-1, keepdim=True)
+                found = (weights.flatten(0, 1) @ values[:seen]).view(group, -1, size)
+                output[b, own, first:behind] = (found / sums).to(query.dtype)
+                lse[b, own, first:behind] = (peak + sums.log())[..., 0]
     return output, lse
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [H, n, D] with cos, sin [n, D / 2]."""
+    """Rotary embedding of x [..., n, D] with cos, sin [n, D / 2]."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
