@@ -35,10 +35,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/scoring.py --json benchmarks/results/scoring.json
 
 # On a machine with a GPU. Needs no setup: any interpreter with torch, triton and pytest will do, .venv's where it sees
-# the GPU, else PYTHON. ARGS="--part decode --out FOLDER" passes options on.
+# the GPU or PYTHON has no torch, else PYTHON. ARGS="--part decode --out FOLDER" passes options on.
 gpu-check:
 	@python=$(PYTHON); \
-	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then python=$(BIN)/python; fi; \
+	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null \
+	|| { test -x $(BIN)/python && ! $(PYTHON) -c 'import torch' 2>/dev/null; }; then python=$(BIN)/python; fi; \
 	$$python benchmarks/gpu_check.py $(ARGS)
 
 ui: $(READY)

@@ -66,7 +66,9 @@ class Arguments:
                 f"{self.operation}: {name} must be on {self._device} like {self._first}, found {value.device}"
             )
         if strided and shape and shape[-1] > 1 and value.stride(-1) != 1:
-            raise ValueError(f"{self.operation}: {name} must be contiguous in its last dimension: {value.stride()}")
+            raise ValueError(
+                f"{self.operation}: {name} must be contiguous in its last dimension, found strides {value.stride()}"
+            )
         if not strided and not value.is_contiguous():
             raise ValueError(f"{self.operation}: {name} must be contiguous, found strides {value.stride()}")
 

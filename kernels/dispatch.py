@@ -66,11 +66,11 @@ def triton_refusal(tensor: Tensor, *, asked: bool, head_dim: int | None = None) 
     On the CPU they run under Triton's interpreter (TRITON_INTERPRET=1), which is for checks: only when asked for.
 
     Args:
-        tensor: any of the floating inputs.
+        tensor: one of the inputs, whose type counts if it is a floating one.
         asked: whether the caller asked for Triton.
         head_dim: D, where the kernel has one.
     """
-    if tensor.dtype not in TRITON_DTYPES:
+    if tensor.is_floating_point() and tensor.dtype not in TRITON_DTYPES:
         return f"Triton kernels take float16, bfloat16 or float32, found {str(tensor.dtype).removeprefix('torch.')}"
     if head_dim is not None and head_dim not in TRITON_HEAD_SIZES:
         return f"Triton kernels take head sizes {TRITON_HEAD_SIZES[0]} to {TRITON_HEAD_SIZES[-1]}, found {head_dim}"

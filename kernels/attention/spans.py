@@ -49,8 +49,7 @@ def vote_spans(
     check.require(most >= 1, "most", "at least 1", most)
     check.require(span >= 2 and span % 2 == 0, "span", "an even number of at least 2", span)
     check_middle(check, begin, end)
-    floats = votes.new_empty(0, dtype=torch.float32)  # stands for the kernels' usual inputs
-    refusal = triton_refusal(floats, asked=implementation == "triton")
+    refusal = triton_refusal(votes, asked=implementation == "triton")
     if refusal is None and most > TRITON_SPANS:
         refusal = f"it sorts a row's spans in one program, {TRITON_SPANS} at most, found most = {most}"
     if choose("vote_spans", {"triton": refusal, "reference": None}, implementation) == "triton":

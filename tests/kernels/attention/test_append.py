@@ -243,7 +243,10 @@ NEW = torch.zeros(1, 2, 3, 32)
             "cache.keys must be [P, page, D] with D=16, found [2, 64, 32]",
         ),
         ({"key": NEW[:, :1], "value": NEW[:, :1]}, "cache.kv_len must be [B, Hkv] with B=1, Hkv=1, found [1, 2]"),
-        ({"key": NEW.mT.contiguous().mT}, "append: key must be contiguous in its last dimension: (192, 96, 1, 3)"),
+        (
+            {"key": NEW.mT.contiguous().mT},
+            "append: key must be contiguous in its last dimension, found strides (192, 96, 1, 3)",
+        ),
         ({"key": NEW.to("meta")}, "append: value must be on meta like key, found cpu"),
         ({"implementation": "cuda"}, "append: implementation must be one of triton, reference, found 'cuda'"),
     ],

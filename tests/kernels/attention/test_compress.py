@@ -204,7 +204,7 @@ WINDOW = windows([[-1, 8]])
         ({"value": FULL.half()}, "compress: value must be of float32, found float16"),
         (
             {"key": FULL.mT.contiguous().mT},
-            "compress: key must be contiguous in its last dimension: (1920, 960, 1, 30)",
+            "compress: key must be contiguous in its last dimension, found strides (1920, 960, 1, 30)",
         ),
         ({"window": WINDOW.long()}, "compress: window must be of int32, found int64"),
         ({"window": WINDOW[0]}, "compress: window must be [B, Hkv] with B=1, Hkv=2, found [2]"),

@@ -224,7 +224,7 @@ def test_a_bad_call_is_refused(query, key, options, message):
         (
             torch.zeros(4, 9, 16),
             torch.zeros(2, 16, 9).mT,
-            "head_probe: key must be contiguous in its last dimension: (144, 1, 9)",
+            "head_probe: key must be contiguous in its last dimension, found strides (144, 1, 9)",
         ),
         (
             torch.zeros(4, 9, 16),

@@ -297,7 +297,7 @@ BAD = {
     "query must be of float16, bfloat16, float32, float64, found int32": bad(query=torch.zeros(5, 4, 16).int()),
     "value must be [Tk, Hkv, D] with Tk=8, Hkv=2, D=16, found [7, 2, 16]": bad(value=torch.zeros(7, 2, 16)),
     "value must be on cpu like query, found meta": bad(value=torch.zeros(8, 2, 16, device="meta")),
-    "query must be contiguous in its last dimension: (64, 1, 4)": bad(query=torch.zeros(5, 16, 4).mT),
+    "query must be contiguous in its last dimension, found strides (64, 1, 4)": bad(query=torch.zeros(5, 16, 4).mT),
     "3 query heads are no multiple of 2 KV heads": bad(query=torch.zeros(5, 3, 16)),
     "scale must be positive and finite, found 0.0": bad(scale=0.0),
     "scale must be positive and finite, found inf": bad(scale=float("inf")),

@@ -219,7 +219,9 @@ BAD = {
     "query must be contiguous, found strides (256, 32, 128, 1)": {"query": torch.zeros(2, 2, 4, 32).transpose(1, 2)},
     "key must be of float16, found float32": {"query": torch.zeros(2, 4, 1, 32).half()},
     "key must be [B, Hkv, N, D] with B=2, D=32, found [2, 2, 10, 16]": {"key": torch.zeros(2, 2, 10, 16)},
-    "key must be contiguous in its last dimension: (640, 320, 1, 10)": {"key": torch.zeros(2, 2, 32, 10).mT},
+    "key must be contiguous in its last dimension, found strides (640, 320, 1, 10)": {
+        "key": torch.zeros(2, 2, 32, 10).mT
+    },
     "4 query heads are no multiple of 3 KV heads": {"key": torch.zeros(2, 3, 10, 32)},
     "k must be at least 1, found 0": {"k": 0},
     "begin must be of int32, found int64": {"begin": ints(0, 0).long()},
