@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from machine import machine
 from torch import Tensor
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import eager_attention_forward
@@ -286,16 +285,10 @@ def main() -> None:
         rows += selection_rows(65_536, rounds)
         rows.append(probe_row(1024, rounds))
     rows.append(loss_row(2048, rounds))
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    print(f"rounds {rounds}, {machine}")
+    about = machine()
+    print(f"rounds {rounds}, {about}")
     if options.json:
-        options.json.write_text(json.dumps({"rounds": rounds, "machine": machine, "rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"rounds": rounds, "machine": about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sysconfig
 import tempfile
@@ -23,8 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lm_eval.api.instance import Instance
+from machine import machine
 
 from longloom.evals.ledger import Ledger
 from longloom.evals.lm import PolicyLM
@@ -152,19 +150,13 @@ def main() -> None:
             chosen = instances([Request.from_dict(record["requests"][0]) for record in records], new)
             title = f"L-Eval {task}, first {len(chosen)}, cut to {options.tokens} tokens"
             rows.append(questions(model, tokenizer, chosen, options.rounds, title, options.tokens))
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    print(f"new tokens at most {new}, rounds {options.rounds}, {machine}")
+    about = machine()
+    print(f"new tokens at most {new}, rounds {options.rounds}, {about}")
     for row in rows:
         low, median, high = row["ratio"]
         print(f"{row['name']:<56} {row['separate_s']:>8.2f} s {row['shared_s']:>8.2f} s   {median:.2f}x ({low}-{high})")
     if options.json:
-        found = {"new_tokens": new, "machine": machine, "rows": rows}
+        found = {"new_tokens": new, "machine": about, "rows": rows}
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
