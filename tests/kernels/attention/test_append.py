@@ -215,6 +215,7 @@ def test_no_wait_for_the_device(fold, device):
             append(cache, key[:, :, :new], key[:, :, :new])
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert cache.kv_len.tolist() == cache.host_len.tolist()
 
 
 def test_a_cache_keeps_no_gradients(device):

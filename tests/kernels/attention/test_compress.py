@@ -186,9 +186,10 @@ def test_no_wait_for_the_device(device):
     compress(key, value, windows([[-1, 40]] * 2), sink=4, fold=True)  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
-        compress(key, value, windows([[-1, 40]] * 2), sink=4, fold=True)
+        cache = compress(key, value, windows([[-1, 40]] * 2), sink=4, fold=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert cache.kv_len.tolist() == [[600, 44]] * 2
 
 
 FULL = torch.zeros(1, 2, 30, 32)
