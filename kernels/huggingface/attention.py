@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from longloom.kernels.huggingface.cache import PolicyCache
+from longloom.kernels.huggingface.weights import fingerprint
 from longloom.kernels.kvcache.base import KVPolicy, Rope
 
 #: Called as function(module, query [B,Hq,S,D], key [B,Hkv,N,D], value [B,Hkv,N,D], start, scaling=..., **kwargs), with
@@ -78,7 +79,8 @@ def policy_attention(
         The cache to pass as `past_key_values` in every call, for one batch.
 
     Raises:
-        ValueError: the model is of a kind that KV policies do not fit, with the reason.
+        ValueError: the model is of a kind that KV policies do not fit, with the reason; or the policy's head profile
+            belongs to other weights.
     """
     if model.training:
         raise ValueError("KV policies run a model in evaluation mode: call model.eval() first")
@@ -88,6 +90,7 @@ def policy_attention(
     if decoder not in _CHECKED:
         _check(model, rope)
         _CHECKED.add(decoder)
+    _check_profile(model, policy)
     held = cache or PolicyCache.empty(policy, layers=decoder.config.num_hidden_layers)
 
     def attend(
@@ -98,6 +101,21 @@ def policy_attention(
 
     with attention_function(model, attend), _unrotated(decoder, rope):
         yield held
+
+
+def _check_profile(model: PreTrainedModel, policy: KVPolicy[Any]) -> None:
+    """Refuse a head profile that is missing, or was made of another model."""
+    if not policy.profiled:
+        return
+    heads = getattr(policy, "heads", None)
+    if heads is None:
+        raise ValueError(f"KV policy {policy.name!r} needs the model's head profile: `longloom heads` makes one")
+    found = fingerprint(model)
+    if heads.weights != found:
+        raise ValueError(
+            f"KV policy {policy.name!r}: the head profile was made of weights {heads.weights[:12]}, this model has "
+            f"{found[:12]}; `longloom heads` makes one that fits"
+        )
 
 
 def rope_of(model: PreTrainedModel) -> Rope:

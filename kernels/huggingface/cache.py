@@ -65,7 +65,7 @@ class PolicyCache(Cache):
     @classmethod
     def empty(cls, policy: KVPolicy[Any], layers: int) -> PolicyCache:
         """Before the first token."""
-        return cls(policy.state_type(layer) for layer in range(layers))
+        return cls(policy.state_type(layer, layers=layers) for layer in range(layers))
 
     def fork(self) -> PolicyCache:
         """A copy that goes on by itself."""

@@ -61,10 +61,12 @@ class LayerState:
     Attributes:
         layer: the layer's index in the model.
         seen: slots fed so far, padding included; `attend` advances it.
+        layers: of the model; 0 where nobody said.
     """
 
     layer: int
     seen: int = 0
+    layers: int = 0
 
     def bytes(self) -> int:
         """Memory held: the bytes of every distinct storage behind this state's tensors, spare capacity included."""
@@ -86,11 +88,13 @@ class KVPolicy(ABC, Generic[State]):
     """A rule for what a layer keeps of the keys and values it has seen, and how queries see what is kept.
 
     A policy is a frozen dataclass whose fields are its options, checked in `__post_init__` (ValueError). It names
-    itself in `name`, names the class of its per-layer state in `state_type`, and fills `attend`.
+    itself in `name`, names the class of its per-layer state in `state_type`, and fills `attend`. One that is `profiled`
+    has a field `heads`, the profile of the model that it works on.
     """
 
     name: ClassVar[str]
     state_type: ClassVar[type[LayerState]]
+    profiled: ClassVar[bool] = False
 
     @abstractmethod
     def attend(

@@ -30,7 +30,7 @@ class FullPolicy(SharedPrefillPolicy[FullState]):
 
     def keep(self, prompt: FullState, rope: Rope) -> FullState:
         """Everything: the prompt's own tensors, which nobody else may need from now on."""
-        return FullState(prompt.layer, prompt.seen, prompt.keys, prompt.values)
+        return FullState(prompt.layer, prompt.seen, prompt.layers, prompt.keys, prompt.values)
 
     def attend(
         self,

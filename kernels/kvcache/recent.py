@@ -27,7 +27,8 @@ class RecentPolicy(EvictingPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.sink) is not int or not 0 <= self.sink <= self.budget:
+        most = self.budget if isinstance(self.budget, int) else self.sink
+        if type(self.sink) is not int or not 0 <= self.sink <= most:
             raise ValueError(
                 f"KV policy 'recent': sink must be a whole number from 0 to budget={self.budget}, found {self.sink!r}"
             )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _POLICIES = {
     "full": "longloom.kernels.kvcache.full:FullPolicy",
     "knorm": "longloom.kernels.kvcache.knorm:KnormPolicy",
+    "razor": "longloom.kernels.kvcache.razor:RazorPolicy",
     "recent": "longloom.kernels.kvcache.recent:RecentPolicy",
     "snapkv": "longloom.kernels.kvcache.snapkv:SnapKVPolicy",
     "streaming": "longloom.kernels.kvcache.streaming:StreamingPolicy",

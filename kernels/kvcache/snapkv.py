@@ -32,7 +32,8 @@ class SnapKVPolicy(EvictingPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.window) is not int or not 1 <= self.window <= self.budget:
+        most = self.budget if isinstance(self.budget, int) else self.window
+        if type(self.window) is not int or not 1 <= self.window <= most:
             raise ValueError(
                 f"KV policy 'snapkv': window must be a whole number from 1 to budget={self.budget}, "
                 f"found {self.window!r}"

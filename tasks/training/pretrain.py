@@ -29,7 +29,7 @@ from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.loop import CHECKPOINTS, Batch, linear, train, write_rows
 from longloom.tasks.training.mix import Phase, Turns, batch_of
 from longloom.tasks.training.recipe import RECIPES, SHAPES
-from longloom.tasks.training.seeding import seed_previous_token_head
+from longloom.tasks.training.seeding import seed_induction
 from longloom.tasks.training.tokens import write_tokens
 
 #: (length, gap) of the random sequences whose copying is measured, where they fit the window.
@@ -158,16 +158,18 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed:
 
 def _fresh(size: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
+    shape = dataclasses.asdict(SHAPES[size])
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **dataclasses.asdict(SHAPES[size]),
+        rope_parameters={"rope_type": "default", "rope_theta": shape.pop("rope_theta")},
+        **shape,
     )
     model: LlamaForCausalLM = LlamaForCausalLM(config).float()
-    seed_previous_token_head(model, seed=seed)
+    seed_induction(model, seed=seed)
     return model
 
 

@@ -1,7 +1,7 @@
 """The demo's models: their shapes, and the curricula that train them.
 
-What was tried on two cores is in docs/training.md. In short: induction first, on short walks with a small part of text,
-then longer sequences, then the full window on text with pieces of it copied back, at last with turns about it.
+What was tried on two cores is in docs/training.md. In short: the given induction circuit is made to work on short
+walks, then on longer sequences, then in the full window on text with pieces of it copied back and turns about it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ class Shape:
     max_position_embeddings: int
     #: Wider than the library's 0.02, which at this width found no induction within 1.4M tokens.
     initializer_range: float
+    #: Much larger than the window asks for, so that half the rotary pairs hardly turn within it and can carry content.
+    rope_theta: float
 
 
 SHAPES = {
@@ -36,15 +38,16 @@ SHAPES = {
         head_dim=32,
         max_position_embeddings=1024,
         initializer_range=0.09,
+        rope_theta=1e6,
     )
 }
 
 #: From random weights (`longloom demo --from-scratch`); also what wrote the repository's base checkpoint.
 SCRATCH = (
-    Phase("induction", 2_000_000, 64, 32, 3e-3, 3e-3, walks=0.8, copies=0.2, repeats=0.0, text=0.0, lookups=0.0),
-    Phase("stretch", 2_000_000, 256, 12, 3e-3, 2e-3, walks=0.2, copies=0.3, repeats=0.25, text=0.25, lookups=0.0),
-    Phase("window", 2_000_000, 1024, 6, 2e-3, 1.4e-3, walks=0.03, copies=0.22, repeats=0.3, text=0.45, lookups=0.0),
-    Phase("lookup", 4_000_000, 1024, 6, 1.4e-3, 1e-4, walks=0.03, copies=0.17, repeats=0.2, text=0.4, lookups=0.2),
+    Phase("induction", 600_000, 64, 32, 3e-3, 3e-3, walks=0.8, copies=0.2, repeats=0.0, text=0.0, lookups=0.0),
+    Phase("stretch", 1_400_000, 256, 12, 3e-3, 2e-3, walks=0.1, copies=0.2, repeats=0.2, text=0.3, lookups=0.2),
+    Phase("window", 2_000_000, 1024, 6, 2e-3, 1.4e-3, walks=0.0, copies=0.15, repeats=0.15, text=0.4, lookups=0.3),
+    Phase("lookup", 4_000_000, 1024, 6, 1.4e-3, 1e-4, walks=0.0, copies=0.1, repeats=0.1, text=0.4, lookups=0.4),
 )
 
 #: From the base checkpoint, on the user's own corpus.

@@ -14,7 +14,7 @@ from longloom.tasks.stage import Work, stage
 BASE = Path(__file__).resolve().parent / "base"
 
 
-@stage("pretrain", kind="model", version=1, resumable=True)
+@stage("pretrain", kind="model", version=2, resumable=True)
 def _pretrain(work: Work, *, recipe: str, size: str, tokens: int | None, seed: int) -> Stats:
     from longloom.tasks.training.pretrain import build
 

@@ -161,7 +161,11 @@ def test_a_fork_goes_on_by_itself(policy: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("knorm", {"budget": 0}, "KV policy 'knorm': budget must be a whole number >= 1, found 0"),
+        (
+            "knorm",
+            {"budget": 0},
+            "KV policy 'knorm': budget must be a whole number >= 1 or a share between 0 and 1, found 0",
+        ),
         ("recent", {"budget": 3}, "sink must be a whole number from 0 to budget=3, found 4"),
         ("snapkv", {"budget": 8}, "window must be a whole number from 1 to budget=8, found 32"),
         ("snapkv", {}, "needs the option 'budget'; its options: budget, window"),

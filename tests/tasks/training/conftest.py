@@ -26,6 +26,7 @@ TINY = Shape(
     head_dim=8,
     max_position_embeddings=128,
     initializer_range=0.09,
+    rope_theta=1e4,
 )
 PHASES = (
     Phase("first", 512, 32, 4, 3e-3, 3e-3, walks=0.5, copies=0.5, repeats=0.0, text=0.0, lookups=0.0),

@@ -1,0 +1,125 @@
+"""Which KV heads look things up: the profile of a model's heads, and the choice of those to protect.
+
+Source: RazorAttention (arXiv 2407.15891, section 3.2): echo and induction scores of every head, the maximum over the
+query heads of a KV head, ranked over all layers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+#: Scores of all KV heads, a row a layer.
+Scores = tuple[tuple[float, ...], ...]
+
+#: Of the file.
+FORMAT = "longloom head profile"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class HeadProfile:
+    """How strongly each KV head of a model looks things up.
+
+    Attributes:
+        source: how the scores were found: "probe", or the format that they were imported from.
+        weights: fingerprint of the model's weights (`kernels.huggingface.weights`), to which the scores belong.
+        induction: attention to what followed the earlier occurrences of a token, 0..1; or imported scores, whose order
+            alone matters.
+        echo: attention to the occurrences themselves; None: not known.
+        settings: how they were found (tokens, repeats, seed, ...), for the reader.
+    """
+
+    source: str
+    weights: str
+    induction: Scores
+    echo: Scores | None = None
+    settings: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        shape = _shape(self.induction)
+        for name, scores in (("induction", self.induction), ("echo", self.echo)):
+            if scores is None:
+                continue
+            if not shape[1] or any(len(row) != shape[1] for row in scores) or len(scores) != shape[0]:
+                raise ValueError(f"head profile: {name} has rows of different lengths, expected [layers, KV heads]")
+            wrong = [value for row in scores for value in row if not math.isfinite(value)]
+            if wrong:
+                raise ValueError(f"head profile: {name} holds {wrong[0]}, expected finite scores")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Layers and KV heads a layer."""
+        return _shape(self.induction)
+
+    def chosen(self, *, induction: float, echo: float) -> frozenset[tuple[int, int]]:
+        """The retrieval heads (layer, KV head): the best shares by either score, together.
+
+        Of n heads round(share * n) are taken, at least one if the share is not 0; of equal scores the first.
+
+        Args:
+            induction, echo: shares of all KV heads, 0 to 1 (the paper: 0.14 and 0.01). A profile without echo scores
+                has none to give.
+        """
+        return frozenset(_best(self.induction, induction)) | frozenset(_best(self.echo or (), echo))
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "source": self.source,
+            "weights": self.weights,
+            "layers": self.shape[0],
+            "kv_heads": self.shape[1],
+            "induction": self.induction,
+            "echo": self.echo,
+            "settings": dict(self.settings),
+        }
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8", newline="\n")
+
+    @classmethod
+    def read(cls, path: Path) -> HeadProfile:
+        """What `write` wrote.
+
+        Raises:
+            ValueError: another kind of file, another version, or scores that are none.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"head profile {path}: {error}, expected a file that `longloom heads` wrote") from None
+        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+            raise ValueError(
+                f"head profile {path}: found another kind of file, expected one that `longloom heads` wrote"
+            )
+        if content.get("version") != VERSION:
+            raise ValueError(f"head profile {path}: version is {content.get('version')!r}, expected {VERSION}")
+        try:
+            return cls(
+                source=str(content["source"]),
+                weights=str(content["weights"]),
+                induction=_scores(content["induction"]),
+                echo=None if content["echo"] is None else _scores(content["echo"]),
+                settings=tuple(content["settings"].items()),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"head profile {path}: {type(error).__name__}: {error}, expected it whole") from None
+
+
+def _shape(scores: Scores) -> tuple[int, int]:
+    return len(scores), len(scores[0]) if scores else 0
+
+
+def _scores(rows: Any) -> Scores:
+    return tuple(tuple(float(value) for value in row) for row in rows)
+
+
+def _best(scores: Scores, share: float) -> list[tuple[int, int]]:
+    heads = [(layer, head) for layer, row in enumerate(scores) for head in range(len(row))]
+    count = max(1, round(share * len(heads))) if share else 0
+    return sorted(heads, key=lambda head: -scores[head[0]][head[1]])[:count]
