@@ -33,9 +33,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/attention.py --json benchmarks/results/attention.json
 	$(BIN)/python benchmarks/prefill.py --json benchmarks/results/prefill.json
 	$(BIN)/python benchmarks/scoring.py --json benchmarks/results/scoring.json
+	$(BIN)/python benchmarks/razorattention.py --json benchmarks/results/razorattention.json
 
-# On a machine with a GPU. Needs no setup: any interpreter with torch, triton and pytest will do, .venv's where it sees
-# the GPU or PYTHON has no torch, else PYTHON. ARGS="--part decode --out FOLDER" passes options on.
+# On a machine with a GPU. Needs no setup: any interpreter with torch, triton and pytest will do (transformers for the
+# part razor), .venv's where it sees the GPU or PYTHON has no torch, else PYTHON. ARGS="--part decode --out FOLDER"
+# passes options on.
 gpu-check:
 	@python=$(PYTHON); \
 	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null \

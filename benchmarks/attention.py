@@ -46,8 +46,8 @@ def eager(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None)
 
 def packed(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """torch's attention of one query, the heads of a group as rows: the best full cache there is on a CPU."""
-    rows = query.reshape(query.shape[0], key.shape[1], -1, D)
-    return scaled_dot_product_attention(rows, key, value, scale=SCALE).reshape(query.shape)
+    rows = query.reshape(query.shape[0], key.shape[1], -1, query.shape[3])  # [B, Hkv, G, D]
+    return scaled_dot_product_attention(rows, key, value).reshape(query.shape)
 
 
 def compare(

@@ -4,8 +4,9 @@
     python benchmarks/gpu_check.py --part decode        # one kernel: its tests, its checks, its benchmark
     python benchmarks/gpu_check.py --out FOLDER         # the results there too
 
-Needs torch, triton and pytest; pytest-xdist, flash_attn, flashinfer and liger-kernel are used where installed. Nothing
-is timed before the tests and checks have passed. Exits with 0; 1 if something failed; 2 where there is no GPU.
+Needs torch, triton and pytest; transformers for the part "razor", a model end to end; pytest-xdist, flash_attn,
+flashinfer and liger-kernel are used where installed. Nothing is timed before the tests and checks have passed. Exits
+with 0; 1 if something failed; 2 where there is no GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
-#: The kernels in the order of their turns, each with its tests.
+#: The kernels in the order of their turns, each with its tests; last a model with them end to end.
 PARTS = {
     "decode": "tests/kernels/attention/test_decode.py",
     "topk": "tests/kernels/attention/test_topk.py",
@@ -40,6 +41,7 @@ PARTS = {
     "append": "tests/kernels/attention/test_append.py",
     "spans": "tests/kernels/attention/test_spans.py",
     "combine": "tests/kernels/attention/test_combine.py",
+    "razor": "tests/kernels/attention/test_compress.py",
 }
 
 #: And all of them.
@@ -138,7 +140,7 @@ def show(failures: Iterable[tuple[str, str]]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Everything in turn; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", action="append", choices=PARTS, help="this kernel alone; may be repeated")
+    parser.add_argument("--part", action="append", choices=PARTS, help="this alone; may be repeated")
     parser.add_argument("--out", type=Path, help="also writes the results into this folder")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**31, help="of the inputs; a new one each time")
     options = parser.parse_args(arguments)

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from longloom.evals.beginnings import alike, common_beginning
 from longloom.evals.ledger import Ledger
 from longloom.evals.protocol import Failure, encode
-from longloom.evals.suite_lm import Job, Outcome, Row, SuiteLM
+from longloom.evals.suite_lm import COSTS, Job, Outcome, Row, SuiteLM
 from longloom.kernels.huggingface.generate import Generation, Prefix, generate, loglikelihood, read_prefix
 from longloom.kernels.kvcache.base import KVPolicy, SharedPrefillPolicy
 
@@ -246,7 +246,7 @@ class PolicyLM(SuiteLM):
 
     def _row(self, job: Job, answer: Generation) -> Row:
         text = str(self._known_tokenizer().decode(answer.ids, skip_special_tokens=True))
-        costs = {name: getattr(answer, name) for name in ("seconds", "kv_bytes", "peak_kv_bytes")}
+        costs = {name: getattr(answer, name) for name in COSTS if name != "new_tokens"}
         return job.row(text, new_tokens=len(answer.ids), **costs)
 
 

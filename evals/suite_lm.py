@@ -34,7 +34,10 @@ _DEFAULT_NEW_TOKENS = 256
 _ANSWER_SHARE = 4
 
 #: What a generation took, as a row of the ledger has it.
-COSTS = ("prompt_tokens", "new_tokens", "seconds", "kv_bytes", "peak_kv_bytes")
+COSTS = (
+    *("prompt_tokens", "new_tokens", "seconds", "compress_seconds", "decode_seconds", "decode_steps"),
+    *("kv_bytes", "peak_kv_bytes"),
+)
 
 Row = dict[str, Any]
 
@@ -50,6 +53,8 @@ class Outcome:
         truncated: whether its document was cut.
         new_tokens: generated ones.
         seconds: wall-clock time, a row's share of its batch.
+        compress_seconds, decode_seconds, decode_steps: as of `kernels.huggingface.generate.Generation`; 0 where nobody
+            measures them.
         kv_bytes: memory of this row's cache while it decodes.
         peak_kv_bytes: the most memory of it at any time, the prompt's before anything was evicted included.
         error: what went wrong, or None.
@@ -59,6 +64,9 @@ class Outcome:
     truncated: bool
     new_tokens: int = 0
     seconds: float = 0.0
+    compress_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    decode_steps: int = 0
     kv_bytes: int = 0
     peak_kv_bytes: int = 0
     error: str | None = None
@@ -287,7 +295,8 @@ class SuiteLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes are untype
         if isinstance(answer, Failure):
             self.outcomes[who] = Outcome(len(job.ids), job.truncated, error=answer.error)
             return answer
-        self.outcomes[who] = Outcome(truncated=job.truncated, **{name: answer[name] for name in COSTS})
+        measured = {name: answer[name] for name in COSTS if name in answer}  # ledgers of earlier versions have fewer
+        self.outcomes[who] = Outcome(truncated=job.truncated, **measured)
         return str(answer["text"])
 
 

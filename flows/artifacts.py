@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import FlowRunContext
@@ -36,6 +37,17 @@ def publish_judgement(store: Store, ref: ArtifactRef, *, key: str) -> None:
     manifest = store.verify(store.open(ref))
     row = {"task": key, "win rate": manifest.values["win_rate"], **manifest.counts}
     create_table_artifact(table=[row], key=_key(f"judge-{key}"), description=f"{key}, artifact {ref.short()}")
+
+
+def publish_heads(store: Store, ref: ArtifactRef, *, key: str) -> None:
+    """The strongest heads of a profile as a table artifact; its description says where the heat map lies."""
+    if FlowRunContext.get() is None:
+        return
+    folder = store.open(ref)
+    description = f"{key}, artifact {ref.short()}, its heat map: {folder / 'heads.png'}"
+    strongest: Any = store.verify(folder).values["strongest"]
+    rows = [{"model": key, **row} for row in strongest]
+    create_table_artifact(table=rows, key=_key(f"heads-{key}"), description=description)
 
 
 def publish_report(store: Store, ref: ArtifactRef, *, key: str) -> None:

@@ -18,6 +18,7 @@ from longloom.flows.params import (
     CorpusParams,
     EvaluateParams,
     FinetuneParams,
+    HeadsParams,
     IndexParams,
     InstructionsParams,
     JudgeParams,
@@ -240,6 +241,24 @@ def judge(*, judge: Annotated[JudgeParams, Flat], store: Store = DEFAULT_STORE, 
     from longloom.flows.show import show_judgement
 
     show_judgement(flow(judge, store=store), store, as_json=json)
+
+
+@app.command
+def heads(
+    *,
+    heads: Annotated[HeadsParams, Flat] = HeadsParams(),  # noqa: B008
+    model: Annotated[
+        str, Parameter(help="A model folder, a hub name, base, or run:ID:LABEL of an earlier run.")
+    ] = "base",
+    store: Store = DEFAULT_STORE,
+    json: Json = False,
+) -> None:
+    """Find the KV heads that look things up, without any data or from published scores: the profile of KV policies."""
+    _flow(store)
+    from longloom.flows.heads import heads as flow
+    from longloom.flows.show import show_heads
+
+    show_heads(flow(ModelParams(source=model), heads, store=store), store, as_json=json)
 
 
 @app.command

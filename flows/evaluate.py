@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from prefect import flow
 
-from longloom.flows.artifacts import publish_scores
-from longloom.flows.model import model_of
+from longloom.flows.artifacts import publish_heads, publish_scores
+from longloom.flows.model import label_of, model_of
 from longloom.flows.params import DEFAULT_STORE, EvaluateParams, ModelParams, parse_policy
+from longloom.flows.sources import RUN_PREFIX, of_run
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
-from longloom.tasks.longcontext.task import Passages, ask, check_names, options_of
+from longloom.tasks.longcontext.task import KnownPolicy, Passages, ask, check_names, known_policies, options_of
 from longloom.tasks.longcontext.task import evaluate as evaluate_task
+from longloom.tasks.longcontext.task import heads as heads_task
 
 
 def check_evaluation(params: EvaluateParams) -> None:
     """Finds unknown names and what does not go together before the first stage runs (ValueError)."""
-    check_names(params.suite, [parse_policy(text) for text in params.policies], params.tasks)
+    check_names(params.suite, params.tasks)
+    policies = _policies(params)
+    if params.heads is not None and not any(policy.profiled for policy in policies):
+        raise ValueError(
+            f"heads is {params.heads}, a head profile that {', '.join(params.policies)} does not use; omit it"
+        )
     if params.endpoint.url is not None and params.policies != ["full"]:
         raise ValueError(
             f"policies are {', '.join(params.policies)} with an endpoint, which has a cache of its own; expected full"
         )
+
+
+def _policies(params: EvaluateParams) -> list[KnownPolicy]:
+    return known_policies([parse_policy(text) for text in params.policies])
+
+
+def _heads_of(
+    store: Store, log: RunLog, label: str, model: ArtifactRef, params: EvaluateParams
+) -> ArtifactRef | str | None:
+    """The model's head profile, if a policy needs it: as given, or else made now, once a run and model."""
+    if not any(policy.profiled for policy in _policies(params)):
+        return None
+    given, noted = params.heads, f"heads/{label}"
+    if given is not None and not given.startswith(RUN_PREFIX):
+        return given
+    if noted in log.run.stages:
+        return log.run.stages[noted]
+    if given is not None:
+        return log.add(noted, of_run(store, given, "heads"))
+    made = heads_task(store, model, label=label, length=None, repeats=4, seed=0, scores=None, layout=None)
+    publish_heads(store, made, key=label)
+    return log.add(noted, made)
 
 
 def evaluations_of(
@@ -72,18 +100,19 @@ def evaluations_of(
         name = f"{label}-{suite}-endpoint{behind}"
         note("endpoint", ask(store, data, label=name, model=model, **endpoint.model_dump(), **common))
         return found
-    policies = [parse_policy(text) for text in params.policies]
-    names = [name for name, _ in policies]
-    for text, (policy, options) in zip(params.policies, policies, strict=True):
-        shown = policy if names.count(policy) == 1 else text  # one policy with several settings
+    policies = _policies(params)
+    heads = _heads_of(store, log, label, model, params)
+    names = [policy.name for policy in policies]
+    for policy in policies:
+        shown = policy.name if names.count(policy.name) == 1 else policy.text  # one policy with several settings
         ref = evaluate_task(
             store,
             model,
             data,
             label=f"{label}-{suite}-{shown}{behind}",
             policy=policy,
-            policy_options=options,
-            together=[other for other in policies if other != (policy, options)],
+            together=[other for other in policies if other != policy],
+            heads=heads,
             batch_size=params.batch,
             device=None,
             dtype=None,
@@ -96,8 +125,8 @@ def evaluations_of(
 def model_and_label(
     store: Store, log: RunLog, model: ModelParams, params: EvaluateParams
 ) -> tuple[ArtifactRef | str, str]:
-    """What to evaluate, and what to call it: the last part of a path, of a hub name, of run:ID:finetune/tagcos."""
-    label = re.split("[/:]", model.source.rstrip("/"))[-1]
+    """What to evaluate, and what to call it."""
+    label = label_of(model)
     if params.endpoint.url is not None:
         if model.source == "base":
             raise ValueError("model base: the endpoint's model has a name of its own there, expected that one")

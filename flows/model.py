@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from prefect import flow
 
 from longloom.flows.index import tokenizer_of
@@ -41,6 +43,11 @@ def model_of(
     if params.source == "base" and corpus is not None:
         return _pretrain(store, corpus, start, "continue", params)
     return start
+
+
+def label_of(model: ModelParams) -> str:
+    """What to call it: the last part of a path, of a hub name, of run:ID:finetune/tagcos."""
+    return re.split("[/:]", model.source.rstrip("/"))[-1]
 
 
 def _pretrain(store: Store, corpus: ArtifactRef, start: ArtifactRef, recipe: str, params: ModelParams) -> ArtifactRef:

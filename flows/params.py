@@ -5,6 +5,7 @@ Imports pydantic alone: a form model in a module that misses a heavy library sil
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -137,21 +138,33 @@ class FinetuneParams(Params):
     seed: int = Field(default=0, ge=0, description="of the order")
 
 
-def parse_policy(text: str) -> tuple[str, dict[str, int]]:
-    """`streaming:sink=4,window=252` -> ("streaming", {"sink": 4, "window": 252}).
+def parse_policy(text: str) -> tuple[str, dict[str, int | float]]:
+    """`snapkv:budget=0.3,window=8` -> ("snapkv", {"budget": 0.3, "window": 8}).
 
     Raises:
-        ValueError: an option that is not NAME=INTEGER.
+        ValueError: an option that is not NAME=NUMBER, or the head profile, which is a file.
     """
     name, _, rest = text.partition(":")
     options = {}
     for part in filter(None, rest.split(",")):
         key, _, value = part.partition("=")
+        if key.strip() == "heads":
+            raise ValueError(f"KV policy {text!r}: found option {part!r}, expected it as parameter `heads`")
         try:
-            options[key.strip()] = int(value)
+            options[key.strip()] = _number(value)
         except ValueError:
-            raise ValueError(f"KV policy {text!r}: found option {part!r}, expected NAME=INTEGER") from None
+            raise ValueError(f"KV policy {text!r}: found option {part!r}, expected NAME=NUMBER") from None
     return name, options
+
+
+def _number(text: str) -> int | float:
+    """A whole number, or with a point or an exponent a float."""
+    if not {".", "e", "E"} & set(text):
+        return int(text)
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 class ServerParams(Params):
@@ -211,8 +224,13 @@ class EvaluateParams(Params):
     policies: list[str] = Field(
         default=["full"],
         min_length=1,
-        description="KV policies: full, streaming:sink=4,window=252, snapkv:budget=256, recent:budget=256,"
-        " knorm:budget=256",
+        description="KV policies with their options: full, streaming:sink=4,window=252, snapkv:budget=256,"
+        " snapkv:budget=0.3 (a share of the prompt), razor:compression=5,window=4000",
+    )
+    heads: str | None = Field(
+        default=None,
+        description="head profile of razor and other policies that protect heads: run:ID:LABEL, or a folder or file"
+        " that `longloom heads` wrote; made on the spot when not given",
     )
     limit: int | None = Field(default=None, ge=1, description="at most so many samples a task, the first ones")
     max_length: int | None = Field(
@@ -269,6 +287,41 @@ class JudgeParams(Params):
     )
     model: str = Field(description="the judge's name at the endpoint")
     endpoint: ServerParams = Field(default=ServerParams(), description="the judge's server")
+
+
+class HeadsParams(Params):
+    """How to find a model's retrieval heads: by a probe, or from published scores; the defaults are RazorAttention's
+    (arXiv 2407.15891)."""
+
+    length: int | None = Field(
+        default=None,
+        ge=2,
+        description="random tokens of a repeat; 2500 by default, or as many as the model's window holds",
+    )
+    repeats: int = Field(default=4, ge=2, description="how often they are repeated")
+    seed: int = Field(default=0, ge=0, description="of the random tokens")
+    scores: str | None = Field(
+        default=None, min_length=1, description="a file of published head scores, in place of the probe"
+    )
+    layout: Literal["duoattention", "retrieval-head", "kvzip"] | None = Field(
+        default=None,
+        description="of that file: full_attention_heads.tsv of DuoAttention, head_score/*.json of Retrieval_Head,"
+        " utils/head_score/*.pt of KVzip",
+    )
+
+    @model_validator(mode="after")
+    def _both(self) -> HeadsParams:
+        if self.scores is not None and self.layout is None:
+            raise ValueError(
+                f"scores is {self.scores!r} without a layout, expected duoattention, retrieval-head or kvzip"
+            )
+        if self.scores is None and self.layout is not None:
+            raise ValueError(f"layout is {self.layout!r} without scores, expected the file that has it")
+        if self.scores is not None and self.length is not None:
+            raise ValueError(
+                f"length is {self.length} with scores, which are not probed; expected the one or the other"
+            )
+        return self
 
 
 class RetrievalParams(Params):
@@ -382,6 +435,8 @@ class PipelineParams(Params):
     def _own_models(self) -> PipelineParams:
         if self.evaluate.endpoint.url is not None:
             raise ValueError("evaluate.endpoint.url: a pipeline evaluates the models that it trains; expected none")
+        if self.evaluate.heads is not None:
+            raise ValueError("evaluate.heads: a pipeline makes the head profiles of its models itself; expected none")
         return self
 
     @model_validator(mode="after")

@@ -130,6 +130,30 @@ def show_judgement(ref: ArtifactRef, store: str, *, as_json: bool) -> None:
     console().print(f"verdicts in {place.open(ref) / 'verdicts.parquet'}", style="dim")
 
 
+def show_heads(ref: ArtifactRef, store: str, *, as_json: bool) -> None:
+    """The strongest heads and which of them are protected; where the profile and its heat map are."""
+    place = Store(store)
+    folder = place.open(ref)
+    manifest = place.verify(folder)
+    files = {"profile": str(folder / "heads.json"), "map": str(folder / "heads.png")}
+    if as_json:
+        show({"heads": ref, **files, **manifest.counts, **manifest.values}, as_json=True)
+        return
+    table = Table("layer", "KV head", "induction", "echo", "protected by", box=None, pad_edge=False)
+    strongest: Any = manifest.values["strongest"]
+    for row in strongest:
+        scores = ("" if row[name] is None else f"{row[name]:.4f}" for name in ("induction", "echo"))
+        table.add_row(str(row["layer"]), str(row["kv_head"]), *scores, row["protected"])
+    console().print(table)
+    counts = manifest.counts
+    console().print(f"{counts['protected']} of {counts['kv_heads']} KV heads are protected by the paper's shares")
+    sliding: Any = manifest.values["sliding_layers"]
+    if sliding:
+        console().print(f"left alone, for they attend to a sliding window: layers {', '.join(map(str, sliding))}")
+    for name, file in files.items():
+        console().print(f"{name} in {file}", style="dim")
+
+
 def show_pipeline(stages: dict[str, ArtifactRef], store: str, *, as_json: bool) -> None:
     """What a pipeline run made: the digests, the scores, the page."""
     place = Store(store)

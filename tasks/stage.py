@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +45,9 @@ class Work:
         progress: report units done here.
         refs: input name -> reference, where a body needs more than the files (the report).
         store: for reading manifests.
-        sibling: opens the work folder of the same stage under other parameters, given by name; None if that artifact
-            is in the store or being built. For a resumable stage that can do a part of its siblings' work on its way.
+        sibling: opens the work folder of the same stage under other parameters, given by name, and other inputs, given
+            as `inputs` (name -> digest; None: without that one); None if that artifact is in the store or being built.
+            For a resumable stage that can do a part of its siblings' work on its way.
         earlier: the folder of the artifact that is built again because a part of it failed; None: there is none.
     """
 
@@ -182,9 +183,11 @@ def _run(
             started = time.monotonic()
 
             @contextmanager
-            def sibling(**changes: Any) -> Iterator[Path | None]:
+            def sibling(inputs: Mapping[str, str | None] | None = None, **changes: Any) -> Iterator[Path | None]:
                 assert plan.resumable
-                other = cache_key(plan.name, plan.version, parents, semantic | changes)
+                changed: dict[str, str | None] = {**parents, **(inputs or {})}
+                theirs = {name: digest for name, digest in changed.items() if digest is not None}
+                other = cache_key(plan.name, plan.version, theirs, semantic | changes)
                 lock = store.file_lock(f"{kind}-{other}")
                 try:
                     lock.acquire(blocking=False)

@@ -26,7 +26,7 @@ class Row:
         case: the work.
         way: who does it: ours or a named peer.
         seconds: of one call.
-        noise: spread of two medians as a share of `seconds`.
+        noise: spread of two medians as a share of `seconds`; None: it ran once.
         bytes: that must move, each input read once and each output written once; 0: not counted.
         flops: that must be computed; 0: not counted.
         share: the floor of bytes and flops at the measured ceilings over `seconds`; None: nothing was counted.
@@ -37,7 +37,7 @@ class Row:
     case: str
     way: str
     seconds: float
-    noise: float
+    noise: float | None
     bytes: int = 0
     flops: int = 0
     share: float | None = None
@@ -143,6 +143,21 @@ class Run:
         self.say(line(row))
         return row
 
+    def once(self, case: str, way: str, call: Call, *, moved: int = 0, flops: int = 0, held: int = 0) -> Row:
+        """Time one run of work that cannot be repeated, for it changes what it starts from.
+
+        Args:
+            case, way, moved, flops: see `Row`.
+            call: it should have run before at another size, where there is something to compile.
+            held: bytes that do not count as its memory, of all that is held at the peak.
+        """
+        taken = self.meter.once(call)
+        share = self.ceilings.floor(moved, flops) / taken.seconds if moved or flops else None
+        row = Row(self.part, case, way, taken.seconds, None, moved, flops, share, taken.peak_bytes - held)
+        self.rows.append(row)
+        self.say(line(row))
+        return row
+
     def fastest(
         self,
         case: str,
@@ -184,7 +199,8 @@ def line(row: Row) -> str:
         rate = f"{row.bytes / row.seconds / 1e9:7.0f} GB/s {row.flops / row.seconds / 1e12:6.0f} TFLOP/s"
     share = "" if row.share is None else f"{row.share:6.1%}"
     extra = "" if row.extra_bytes is None else f"{row.extra_bytes / 1e6:8.1f} MB"
-    time = f"{row.seconds * 1e6:11.1f} us {row.noise:5.1%}"
+    noise = "" if row.noise is None else f"{row.noise:.1%}"
+    time = f"{row.seconds * 1e6:11.1f} us {noise:>5}"
     return f"{time} {share:>6} {rate:>27} {extra:>11}  {row.case}: {row.way}"
 
 

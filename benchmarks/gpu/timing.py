@@ -19,12 +19,21 @@ class Timing(NamedTuple):
     noise: float
 
 
+class Once(NamedTuple):
+    """Seconds of a single run, and the bytes that were held on the device at its peak."""
+
+    seconds: float
+    peak_bytes: int
+
+
 class Meter(Protocol):
     """What a benchmark is measured by; tests give one that only runs the calls."""
 
     def seconds(self, calls: Sequence[Call], *, graph: bool = False) -> Timing: ...
 
     def extra_bytes(self, call: Call) -> int: ...
+
+    def once(self, call: Call) -> Once: ...
 
 
 class CudaMeter:
@@ -75,12 +84,16 @@ class CudaMeter:
         """Memory that the call takes at its peak beyond what was held before, its results included."""
         call()  # compiles, and takes what workspaces stay
         gc.collect()
+        before = torch.cuda.memory_allocated()
+        return self.once(call).peak_bytes - before
+
+    def once(self, call: Call) -> Once:
+        """Time a single run, and tell its peak of memory."""
+        gc.collect()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        [seconds] = self._events(call, 1)
+        return Once(seconds, torch.cuda.max_memory_allocated())
 
     def _warm_up(self, run: Call) -> float:
         """Compile, bring the clocks up, and estimate a round's seconds; first on a side stream, as capture asks for."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from longloom.kernels.kvcache.base import KVPolicy, LayerState, Rope, SharedPrefillPolicy
+from longloom.kernels.kvcache.base import Alibi, KVPolicy, LayerState, Rope, SharedPrefillPolicy
+from longloom.kernels.kvcache.prompt import PromptState
 
 
 class PolicyLayer(CacheLayerMixin):
@@ -24,9 +25,18 @@ class PolicyLayer(CacheLayerMixin):
     def __init__(self, state: LayerState) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.state = state
+        self.batch_size = -1  # transformers' word for: not known yet
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Remember the new keys [B, Hkv, S, D] until the cache's `take`, and return both as they are."""
+        """Remember the new keys [B, Hkv, S, D] until the cache's `take`, and return both as they are.
+
+        Raises:
+            ValueError: other rows than before.
+        """
+        rows = key_states.shape[0]
+        if self.batch_size not in (-1, rows):
+            raise ValueError(f"a KV policy's cache serves one batch: it holds {self.batch_size} rows, found {rows}")
+        self.batch_size = rows
         self.keys, self.values = key_states, value_states
         return key_states, value_states
 
@@ -35,7 +45,16 @@ class PolicyLayer(CacheLayerMixin):
         return self.state.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the padding mask: it always covers everything seen."""
+        """Length and offset of the padding mask: it always covers everything seen.
+
+        Raises:
+            ValueError: no new tokens, which generate() makes of new ids with an attention mask over them alone.
+        """
+        if not query_length:
+            raise ValueError(
+                f"found no token that the KV policy's cache has not seen, it has seen {self.state.seen}: pass the ids "
+                "of all turns, or the new ones with an attention mask over all"
+            )
         return self.state.seen + query_length, 0
 
     def get_max_length(self) -> int:
@@ -45,10 +64,18 @@ class PolicyLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to allocate: the policy allocates."""
 
+    def reorder_cache(self, *args: Any) -> NoReturn:
+        """What beam search does after every token."""
+        raise ValueError("beam search moves rows of the cache, which KV policies cannot: generate greedily or sample")
+
+    def activate_past_recording(self) -> NoReturn:
+        """What assisted decoding begins with."""
+        raise ValueError("assisted decoding takes tokens back, which KV policies cannot: generate greedily or sample")
+
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ValueError("a KV policy's cache cannot be reset, cropped, reordered or offloaded: open a new one")
 
-    reset = reorder_cache = crop = offload = prefetch = batch_repeat_interleave = batch_select_indices = _refuse
+    reset = crop = offload = prefetch = batch_repeat_interleave = batch_select_indices = _refuse
 
 
 class PolicyCache(Cache):
@@ -63,17 +90,23 @@ class PolicyCache(Cache):
         super().__init__(layers=list(self._policy_layers))
 
     @classmethod
-    def empty(cls, policy: KVPolicy[Any], layers: int) -> PolicyCache:
-        """Before the first token."""
-        return cls(policy.state_type(layer, layers=layers) for layer in range(layers))
+    def empty(cls, policies: Sequence[KVPolicy[Any]]) -> PolicyCache:
+        """Before the first token, with the policies of the layers."""
+        return cls(policy.state_type(layer, layers=len(policies)) for layer, policy in enumerate(policies))
 
     def fork(self) -> PolicyCache:
         """A copy that goes on by itself."""
         return PolicyCache(layer.state.fork() for layer in self._policy_layers)
 
-    def kept_by(self, policy: SharedPrefillPolicy[Any], rope: Rope) -> PolicyCache:
-        """What the policy keeps of this cache, which holds the states of a `PromptPolicy`."""
-        return PolicyCache(policy.keep(layer.state, rope) for layer in self._policy_layers)
+    def kept_by(self, policy: SharedPrefillPolicy[Any], rope: Rope | Alibi) -> PolicyCache:
+        """What the policy keeps of this cache, which holds the states of a `PromptPolicy`.
+
+        A layer with a sliding window has another state, which is no policy's business: it is copied.
+        """
+        states = [layer.state for layer in self._policy_layers]
+        return PolicyCache(
+            policy.keep(state, rope) if isinstance(state, PromptState) else state.fork() for state in states
+        )
 
     def take(self, layer: int, key: Tensor) -> LayerState:
         """The layer's state to attend with, for exactly the keys that the layer's `update` last handed through.
@@ -88,5 +121,8 @@ class PolicyCache(Cache):
         return held.state
 
     def bytes(self) -> int:
-        """Memory that the policy holds for the batch, measured over all layers."""
+        """Memory that the policy holds for the batch on the device, measured over all layers.
+
+        A ragged cache's page tables have a copy on the host besides, of 4 bytes a page.
+        """
         return sum(layer.state.bytes() for layer in self._policy_layers)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longloom.kernels.huggingface.attention import policy_attention, rope_of
+from longloom.kernels.huggingface.attention import encoding_of, policy_attention
 from longloom.kernels.huggingface.cache import PolicyCache
 from longloom.kernels.kvcache.base import KVPolicy, SharedPrefillPolicy
 from longloom.kernels.kvcache.full import FullPolicy
@@ -37,6 +37,9 @@ class Generation:
         peak_kv_bytes: the same of the most that was held: at the end, or when the prompt had come in.
         seconds: this row's equal share of the wall-clock time; a prefill that several policies or prompts share is
             shared out equally among them.
+        compress_seconds: of it, what choosing and packing what the policy keeps of the prompt took.
+        decode_seconds: of it, what came after that.
+        decode_steps: forward passes in that time; a row that has ended waits for the others of its batch.
     """
 
     ids: list[int]
@@ -44,6 +47,9 @@ class Generation:
     kv_bytes: int
     peak_kv_bytes: int
     seconds: float
+    compress_seconds: float
+    decode_seconds: float
+    decode_steps: int
 
 
 @dataclass(frozen=True)
@@ -89,11 +95,11 @@ def read_prefix(
         raise ValueError(f"a prefix has whole chunks of {CHUNK} tokens, found {len(ids)} tokens")
     caches, seconds = [], []
     for prefill in _prefills(policies):
-        began = time.perf_counter()
+        began = _now(model)
         with policy_attention(model, prefill.policy) as cache:
             _feed(model, cache, torch.tensor([list(ids)], device=model.device), None)
         caches.append(cache)
-        seconds.append((time.perf_counter() - began) / prompts)
+        seconds.append((_now(model) - began) / prompts)
     return Prefix(list(ids), caches, seconds)
 
 
@@ -140,6 +146,7 @@ def generate(
             raise ValueError(f"a prefix of {known} tokens needs one longer prompt that begins with it")
     if not prompts:
         return [[] for _ in policies]
+    encodings = [encoding_of(model, policy) for policy in policies]
     longest = max(map(len, prompts))
     batch = torch.zeros(len(prompts), longest, dtype=torch.int64)
     shown = torch.zeros(len(prompts), longest + max_new_tokens, dtype=torch.bool)
@@ -151,24 +158,26 @@ def generate(
     ends = sorted(set(eos_token_ids))
     answers: dict[int, list[Generation]] = {}
     for way, prefill in enumerate(_prefills(policies)):
-        began = time.perf_counter()
+        began = _now(model)
         read = None if prefix is None else prefix.caches[way].fork()
         with policy_attention(model, prefill.policy, cache=read) as cache:
             logits = _feed(model, cache, batch, mask)
-        spent = time.perf_counter() - began + (0.0 if prefix is None else prefix.seconds[way])
+        spent = _now(model) - began + (0.0 if prefix is None else prefix.seconds[way])
         prompt_bytes = cache.bytes() // len(prompts)
         held: PolicyCache | None = cache
         del cache, read
         for member in prefill.members:
-            began = time.perf_counter()
+            began = _now(model)
             assert held is not None
             policy = policies[member]
-            own = held.kept_by(policy, rope_of(model)) if isinstance(policy, SharedPrefillPolicy) else held
+            own = held.kept_by(policy, encodings[member]) if isinstance(policy, SharedPrefillPolicy) else held
+            compressed = _now(model)
             if member == prefill.members[-1]:
                 held = None  # what was evicted is freed before the answer
             with policy_attention(model, policy, cache=own):
-                ids = _decode(model, own, logits.clone(), mask, ends, max_new_tokens, min_new_tokens)
-            seconds = (spent / len(prefill.members) + time.perf_counter() - began) / len(prompts)
+                ids, steps = _decode(model, own, logits.clone(), mask, ends, max_new_tokens, min_new_tokens)
+            ended = _now(model)
+            seconds = (spent / len(prefill.members) + ended - began) / len(prompts)
             kv_bytes = own.bytes() // len(prompts)
             answers[member] = [
                 Generation(
@@ -177,6 +186,9 @@ def generate(
                     kv_bytes=kv_bytes,
                     peak_kv_bytes=max(prompt_bytes, kv_bytes),
                     seconds=seconds,
+                    compress_seconds=(compressed - began) / len(prompts),
+                    decode_seconds=(ended - compressed) / len(prompts),
+                    decode_steps=steps,
                 )
                 for row, prompt in zip(ids, prompts, strict=True)
             ]
@@ -204,11 +216,12 @@ def loglikelihood(
     """
     _check_ids(model, context, "the context")
     _check_ids(model, continuation, "the continuation")
+    encoding = encoding_of(model, policy)
     targets = torch.tensor(continuation, device=model.device)
     (prefill,) = _prefills([policy])
     with policy_attention(model, prefill.policy) as cache:
         logits = _feed(model, cache, torch.tensor([list(context)], device=model.device), None)
-    own = cache.kept_by(policy, rope_of(model)) if isinstance(policy, SharedPrefillPolicy) else cache
+    own = cache.kept_by(policy, encoding) if isinstance(policy, SharedPrefillPolicy) else cache
     del cache
     with policy_attention(model, policy, cache=own):
         total, greedy = _score(logits, targets[:1])
@@ -222,15 +235,22 @@ def loglikelihood(
 
 
 def _prefills(policies: Sequence[KVPolicy[Any]]) -> Iterator[_Prefill]:
-    """The ways in which the policies read prompts: one that is shared, and one for each of the others."""
-    sharing = {number: policy for number, policy in enumerate(policies) if isinstance(policy, SharedPrefillPolicy)}
-    if sharing:
-        # Full attention takes the prompt's own tensors and appends to them: it goes last.
-        members = sorted(sharing, key=lambda number: isinstance(sharing[number], FullPolicy))
-        yield _Prefill(PromptPolicy(observed=max(policy.observed for policy in sharing.values())), members)
-    for number, policy in enumerate(policies):
-        if number not in sharing:
-            yield _Prefill(policy, [number])
+    """The ways in which the policies read prompts: those that are shared, and one for each of the other policies."""
+    alone = dict(enumerate(policies))
+    for summed in (False, True):
+        sharing = {
+            number: policy
+            for number, policy in enumerate(policies)
+            if isinstance(policy, SharedPrefillPolicy) and policy.summed == summed
+        }
+        alone = {number: policy for number, policy in alone.items() if number not in sharing}
+        if sharing:
+            # Full attention takes the prompt's own tensors and appends to them: it goes last.
+            members = sorted(sharing, key=lambda number: isinstance(policies[number], FullPolicy))
+            observed = max(policy.observed for policy in sharing.values())
+            yield _Prefill(PromptPolicy(observed=observed, summed=summed), members)
+    for number, policy in alone.items():
+        yield _Prefill(policy, [number])
 
 
 def _decode(
@@ -241,8 +261,8 @@ def _decode(
     ends: Sequence[int],
     most: int,
     least: int,
-) -> list[list[int]]:
-    """New tokens of each row, from the prompt's last logits [B, vocabulary], which may be changed."""
+) -> tuple[list[list[int]], int]:
+    """New tokens of each row, from the prompt's last logits [B, vocabulary], which may be changed; forward passes."""
     answers: list[list[int]] = [[] for _ in logits]
     running = set(range(len(answers)))
     for step in range(most):
@@ -257,7 +277,7 @@ def _decode(
         if not running or step + 1 == most:
             break
         logits = _feed(model, cache, chosen[:, None], mask)
-    return answers
+    return answers, step  # which made no pass itself
 
 
 def _score(logits: Tensor, targets: Tensor) -> tuple[float, bool]:
@@ -279,6 +299,13 @@ def _feed(model: PreTrainedModel, cache: PolicyCache, ids: Tensor, mask: Tensor 
         ).logits
     last: Tensor = logits[:, -1]
     return last
+
+
+def _now(model: PreTrainedModel) -> float:
+    """Seconds on a clock, once the device has done all that it was told."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
 
 
 def _check_ids(model: PreTrainedModel, ids: Sequence[int], what: str) -> None:

@@ -5,16 +5,16 @@ Definitions: RazorAttention (arXiv 2407.15891), section on retrieval heads.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from longloom.kernels.attention.head_probe import head_probe
-from longloom.kernels.huggingface.attention import attention_function
+from longloom.kernels.attention.prefill import prefill
+from longloom.kernels.huggingface.attention import attention_function, sliding_windows
 
 #: Places after an earlier occurrence that are looked at, at most.
 DISPLACEMENTS = 17
@@ -88,36 +88,58 @@ def copy_accuracy(
 
 @torch.inference_mode()
 def induction_scores(
-    model: PreTrainedModel, *, bos: int, special: Collection[int], length: int, repeats: int, seed: int
+    model: PreTrainedModel,
+    *,
+    bos: int,
+    special: Collection[int],
+    length: int,
+    repeats: int,
+    seed: int,
+    on_layer: Callable[[int], None] = lambda done: None,
 ) -> HeadScores:
     """Score every query head on one sequence: bos, then `length` random tokens `repeats` times.
 
     A token's earlier occurrences are those in all earlier repeats; attention to them is summed, then averaged over the
-    tokens of the repeats after the first. Attention to bos counts in the softmax, but bos is no token here. No T x T
-    weights are held, T = 1 + length * repeats (`attention.head_probe`).
+    tokens of the repeats after the first. Attention to bos counts in the softmax, but bos is no token here. Neither
+    T x T weights are held, T = 1 + length * repeats (`attention.head_probe`), nor keys of other layers, nor logits.
+
+    Heads that attend to a sliding window score 0: KV policies leave them alone, and earlier occurrences are to be far.
 
     Args:
-        model: any model whose attention goes through transformers' registry, of full causal attention.
+        model: any with rotary positions that KV policies fit.
         bos: the token that begins the sequence.
         special: tokens never drawn.
         length: tokens a repeat, at least 2.
         repeats: at least 2.
         seed: of the draws.
+        on_layer: called with the layers done.
+
+    Raises:
+        ValueError: too short a sequence, or a model that KV policies do not fit.
     """
     if length < 2 or repeats < 2:
         raise ValueError(f"induction scores need length >= 2 and repeats >= 2, found {length} and {repeats}")
     tokens = _random_tokens(model, special, (length,), seed)
     ids = torch.cat((torch.tensor([bos]), tokens.repeat(repeats)))[None].to(model.device)
+    ends = torch.tensor([0, ids.shape[1]], dtype=torch.int32)
+    offsets = range(min(DISPLACEMENTS, length))
+    windows = sliding_windows(model)
     scores: list[Tensor] = []
 
     def score(
         module: Any, query: Tensor, key: Tensor, value: Tensor, start: None, *, scaling: float, **_: Any
     ) -> tuple[Tensor, None]:
-        offsets = range(min(DISPLACEMENTS, length))
-        found = head_probe(query[0], key[0], length, scale=scaling, offsets=offsets)
-        scores.append(found.to("cpu", torch.float32))
-        output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
-        return output.transpose(1, 2).contiguous(), None
+        window = None
+        if module.layer_idx in windows:
+            window = torch.full(key.shape[1:2], windows[module.layer_idx], dtype=torch.int32, device=key.device)
+            scores.append(torch.zeros(query.shape[1], len(offsets)))
+        else:
+            found = head_probe(query[0], key[0], length, scale=scaling, offsets=offsets)
+            scores.append(found.to("cpu", torch.float32))
+        on_layer(len(scores))
+        # Not torch's attention: for some types its only way on CUDA holds T x T logits.
+        q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))  # [T, H, D]
+        return prefill(q, k, v, ends, ends, scale=scaling, window=window)[None], None
 
     with attention_function(model, score):
         model.get_decoder()(input_ids=ids, use_cache=False)

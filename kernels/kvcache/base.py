@@ -53,6 +53,31 @@ class Rope:
         first, second = x.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
+    def slopes_on(self, device: torch.device) -> None:
+        """None: a rotation, no biases."""
+
+
+@dataclass(frozen=True, eq=False)
+class Alibi:
+    """Linear biases in place of rotation: slope * (j - i) on the logit of query i and key j (arXiv 2108.12409).
+
+    Attributes:
+        slopes: [Hq] float32, positive.
+        bounds: [layers, Hq] float64 on the CPU, by how much a key's logit can exceed that of the query's own token, the
+            biases left aside (`razor_alibi.logit_bounds`); None: not asked for (`KVPolicy.bounded`).
+    """
+
+    slopes: Tensor
+    bounds: Tensor | None = None
+
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        """`x` itself: nothing rotates."""
+        return x
+
+    def slopes_on(self, device: torch.device) -> Tensor:
+        """The slopes, as the attention functions take them."""
+        return self.slopes.to(device)
+
 
 @dataclass(eq=False)
 class LayerState:
@@ -89,12 +114,15 @@ class KVPolicy(ABC, Generic[State]):
 
     A policy is a frozen dataclass whose fields are its options, checked in `__post_init__` (ValueError). It names
     itself in `name`, names the class of its per-layer state in `state_type`, and fills `attend`. One that is `profiled`
-    has a field `heads`, the profile of the model that it works on.
+    has a field `heads`, the profile of the model that it works on. Its methods take the position encodings that it
+    names in `encodings` and no others; one that is `bounded` needs `Alibi.bounds`.
     """
 
     name: ClassVar[str]
     state_type: ClassVar[type[LayerState]]
     profiled: ClassVar[bool] = False
+    encodings: ClassVar[tuple[type, ...]] = (Rope,)
+    bounded: ClassVar[bool] = False
 
     @abstractmethod
     def attend(
@@ -103,7 +131,7 @@ class KVPolicy(ABC, Generic[State]):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        rope: Rope,
+        rope: Any,
         *,
         start: Tensor | None,
         scaling: float,
@@ -118,7 +146,7 @@ class KVPolicy(ABC, Generic[State]):
             query: [B, Hq, S, D], un-rotated.
             key: [B, Hkv, S, D], un-rotated.
             value: [B, Hkv, S, D].
-            rope: the model's rotary embedding; a token's position is its slot minus its row's start.
+            rope: the model's rotary embedding, or its `Alibi`; a token's position is its slot minus its row's start.
             start: [B] int64, the left padding of each row known so far (a row that is padding throughout has
                 start = the slots fed); None where no row is padded.
             scaling: factor on the scores.
@@ -140,14 +168,23 @@ class SharedPrefillPolicy(KVPolicy[State]):
         """How many of a prompt's last queries `keep` looks at."""
         return 0
 
+    @property
+    def summed(self) -> bool:
+        """Whether `keep` looks at the attention that each token of a prompt received.
+
+        Policies of either kind share a prefill among themselves, so that no other pays for the sums.
+        """
+        return False
+
     @abstractmethod
-    def keep(self, prompt: Any, rope: Rope) -> State:
+    def keep(self, prompt: Any, rope: Any) -> State:
         """The state to decode with, of a prompt that has come in.
 
         Args:
-            prompt: a `kvcache.prompt.PromptState` with at least `observed` queries (fewer if it is shorter). It may
-                serve other policies too and is not changed; only `full` may take its tensors as they are.
-            rope: the model's rotary embedding.
+            prompt: a `kvcache.prompt.PromptState` with at least `observed` queries (fewer if it is shorter), and with
+                `sums` if `summed`. It may serve other policies too and is not changed; only `full` may take its tensors
+                as they are.
+            rope: the model's rotary embedding, or its `Alibi`.
         """
 
 

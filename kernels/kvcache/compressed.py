@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from longloom.kernels.attention.append import append
 from longloom.kernels.attention.decode import decode
 from longloom.kernels.attention.pages import RaggedKV
-from longloom.kernels.kvcache.base import LayerState, Rope, SharedPrefillPolicy, positions_of
+from longloom.kernels.kvcache.base import Alibi, LayerState, Rope, SharedPrefillPolicy, positions_of
 from longloom.kernels.kvcache.prompt import PromptPolicy, PromptState
 
 
@@ -45,16 +45,16 @@ class CompressedPolicy(SharedPrefillPolicy[CompressedState]):
     state_type: ClassVar[type[LayerState]] = CompressedState
 
     @abstractmethod
-    def compress(self, prompt: PromptState, rope: Rope) -> RaggedKV:
+    def compress(self, prompt: PromptState, rope: Any) -> RaggedKV:
         """What to decode with.
 
         Args:
             prompt: keys (rotated) and values [B, Hkv, capacity, D], of which the first `seen` slots are in use, and the
                 last queries (un-rotated). It is not changed.
-            rope: the model's rotary embedding.
+            rope: the model's rotary embedding, or its `Alibi`; with that, what is kept must be each row's last tokens.
         """
 
-    def keep(self, prompt: PromptState, rope: Rope) -> CompressedState:
+    def keep(self, prompt: PromptState, rope: Rope | Alibi) -> CompressedState:
         return CompressedState(prompt.layer, prompt.seen, layers=prompt.layers, cache=self.compress(prompt, rope))
 
     def attend(
@@ -63,7 +63,7 @@ class CompressedPolicy(SharedPrefillPolicy[CompressedState]):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        rope: Rope,
+        rope: Rope | Alibi,
         *,
         start: Tensor | None,
         scaling: float,
@@ -82,6 +82,7 @@ class CompressedPolicy(SharedPrefillPolicy[CompressedState]):
             state.cache, state.prompt = self.compress(state.prompt, rope), None
         positions = positions_of(state.seen, length, start, key.device)
         query, key = rope.rotate(query, positions), rope.rotate(key, positions)
+        slopes = rope.slopes_on(query.device)
         state.seen += length
         # A cache that folds takes one token at a time, since each may move another into the mean.
         pieces = 1 if state.cache.limit is not None else length
@@ -89,7 +90,7 @@ class CompressedPolicy(SharedPrefillPolicy[CompressedState]):
         for begin in range(0, length, pieces):
             some = slice(begin, begin + pieces)
             append(state.cache, key[:, :, some].contiguous(), value[:, :, some].contiguous())
-            outputs.append(decode(query[:, :, some].contiguous(), state.cache, scale=scaling)[0])
+            outputs.append(decode(query[:, :, some].contiguous(), state.cache, scale=scaling, alibi=slopes)[0])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 

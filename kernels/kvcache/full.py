@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from longloom.kernels.attention.prefill import prefill
-from longloom.kernels.kvcache.base import LayerState, Rope, SharedPrefillPolicy, positions_of, reserve
+from longloom.kernels.kvcache.base import Alibi, LayerState, Rope, SharedPrefillPolicy, positions_of, reserve
 
 
 @dataclass(eq=False)
@@ -27,8 +27,9 @@ class FullPolicy(SharedPrefillPolicy[FullState]):
 
     name: ClassVar[str] = "full"
     state_type: ClassVar[type[LayerState]] = FullState
+    encodings: ClassVar[tuple[type, ...]] = (Rope, Alibi)
 
-    def keep(self, prompt: FullState, rope: Rope) -> FullState:
+    def keep(self, prompt: FullState, rope: Rope | Alibi) -> FullState:
         """Everything: the prompt's own tensors, which nobody else may need from now on."""
         return FullState(prompt.layer, prompt.seen, prompt.layers, prompt.keys, prompt.values)
 
@@ -38,7 +39,7 @@ class FullPolicy(SharedPrefillPolicy[FullState]):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        rope: Rope,
+        rope: Rope | Alibi,
         *,
         start: Tensor | None,
         scaling: float,
@@ -54,15 +55,22 @@ class FullPolicy(SharedPrefillPolicy[FullState]):
         state.seen = end
         keys, values = state.keys[:, :, :end], state.values[:, :, :end]
 
+        slopes = rope.slopes_on(query.device)
         if length > 1:
-            return _rows(query, keys, values, start, scaling)
+            return _rows(query, keys, values, start, scaling, slopes)
         # All query heads of a KV head read the same keys: as rows of one product, twice as fast as enable_gqa.
         packed = query.reshape(key.shape[0], key.shape[1], -1, key.shape[3])  # [B, Hkv, G, D]
         mask = None if start is None else _visible(end, start, key.device)
+        if slopes is not None:
+            biases = slopes.view(packed.shape[1:3])[..., None] * torch.arange(1 - end, 1, device=key.device)
+            biases = biases.to(key.dtype)[None]  # [1, Hkv, G, N]; torch takes them in the dtype of the keys alone
+            mask = biases if mask is None else biases.masked_fill(~mask, -torch.inf)
         return scaled_dot_product_attention(packed, keys, values, attn_mask=mask, scale=scaling).reshape(query.shape)
 
 
-def _rows(query: Tensor, keys: Tensor, values: Tensor, start: Tensor | None, scaling: float) -> Tensor:
+def _rows(
+    query: Tensor, keys: Tensor, values: Tensor, start: Tensor | None, scaling: float, slopes: Tensor | None
+) -> Tensor:
     """Causal attention of the last S slots, each row by itself and without its padding, where the output is 0.
 
     Rows do not meet, so a row's output does not depend on the batch that it is in.
@@ -82,6 +90,7 @@ def _rows(query: Tensor, keys: Tensor, values: Tensor, start: Tensor | None, sca
             torch.tensor([0, end - first], dtype=torch.int32),
             torch.tensor([0, end - padding], dtype=torch.int32),
             scale=scaling,
+            alibi=slopes,
         ).transpose(0, 1)
     return output
 

@@ -19,7 +19,13 @@ from longloom.kernels.kvcache.prompt import PromptState
 
 @dataclass(frozen=True)
 class RecentPolicy(EvictingPolicy):
-    """Attributes: sink: tokens kept from each row's beginning; the rest of the budget goes to the latest ones."""
+    """The first tokens of each row, and the latest.
+
+    Where a share of a short prompt is no more than the sinks, they leave one place to the newest token.
+
+    Attributes:
+        sink: tokens kept from each row's beginning; the rest of the budget, at least one token, goes to the latest.
+    """
 
     name: ClassVar[str] = "recent"
 
@@ -27,16 +33,18 @@ class RecentPolicy(EvictingPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        most = self.budget if isinstance(self.budget, int) else self.sink
+        most = self.budget - 1 if isinstance(self.budget, int) else self.sink
         if type(self.sink) is not int or not 0 <= self.sink <= most:
-            raise ValueError(
-                f"KV policy 'recent': sink must be a whole number from 0 to budget={self.budget}, found {self.sink!r}"
-            )
+            limit = f", less than budget={self.budget}" if isinstance(self.budget, int) else ""
+            raise ValueError(f"KV policy 'recent': sink must be a whole number from 0 on{limit}, found {self.sink!r}")
 
     def scores(self, prompt: PromptState, rope: Rope) -> Tensor:
         assert prompt.keys is not None
         batch, heads = prompt.keys.shape[:2]
-        slots = torch.arange(prompt.seen, device=prompt.keys.device)
-        begin = 0 if prompt.start is None else prompt.start[:, None, None]
-        scores = slots.float().expand(batch, heads, -1)
-        return scores.masked_fill((slots >= begin) & (slots < begin + self.sink), torch.inf)
+        length = prompt.seen
+        slots = torch.arange(length, device=prompt.keys.device)
+        places = slots if prompt.start is None else slots - prompt.start[:, None, None]  # [N] or [B, 1, N]
+        # The newest first, then the sinks from the first on, then the others from the latest on.
+        scores = torch.where((places >= 0) & (places < self.sink), 2 * length - places, slots)
+        scores = torch.where(slots == length - 1, 3 * length, scores)
+        return scores.float().expand(batch, heads, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -14,8 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from longloom.evals.ledger import Ledger
 from longloom.evals.lm import PolicyLM
 from longloom.evals.suite_lm import SuiteLM
+from longloom.kernels.huggingface.attention import check_profile
 from longloom.kernels.huggingface.load import load_model, load_tokenizer
-from longloom.kernels.kvcache.registry import get_policy
+from longloom.kernels.kvcache.base import KVPolicy
+from longloom.kernels.kvcache.heads import HeadProfile
+from longloom.kernels.kvcache.registry import get_policy, policy_text
 from longloom.tasks.progress import Progress
 
 if TYPE_CHECKING:
@@ -59,7 +63,7 @@ class Companion:
     """Another KV policy to be answered from the same prefill.
 
     Attributes:
-        policy, options: the KV policy.
+        policy, options: the KV policy, without its head profile.
         folder: the work folder of its evaluation, which gets the ledger.
     """
 
@@ -74,9 +78,10 @@ class PolicyBackend:
 
     Attributes:
         model: a model folder, or a name on the hub.
-        policy, options: the KV policy.
+        policy, options: the KV policy, without its head profile.
         device, dtype: as `load_model` takes them.
         companions: served on the way.
+        heads: the head profile of those policies that need one; None: none does.
     """
 
     model: Path | str
@@ -85,14 +90,22 @@ class PolicyBackend:
     device: str | None = None
     dtype: str | None = None
     companions: Sequence[Companion] = field(default=())
+    heads: HeadProfile | None = None
 
     @property
     def name(self) -> str:
-        return self.policy
+        return policy_text(self.build(self.policy, self.options))
+
+    def build(self, policy: str, options: Mapping[str, Any]) -> KVPolicy[Any]:
+        """The KV policy itself, with the head profile if it needs one."""
+        built = get_policy(policy, **options)
+        return get_policy(policy, **options, heads=self.heads) if built.profiled else built
 
     def open(self) -> _OpenedPolicy:
-        get_policy(self.policy, **self.options)  # says at once what is wrong
+        self.build(self.policy, self.options)  # says at once what is wrong
         model, tokenizer = load_model(self.model, device=self.device, dtype=self.dtype)
+        if self.heads is not None:
+            check_profile(model, self.heads)
         return _OpenedPolicy(self, model, tokenizer)
 
 
@@ -109,28 +122,27 @@ class _OpenedPolicy:
     def lm(self, out: Path, *, batch_size: int, max_length: int | None, progress: Progress) -> SuiteLM:
         backend = self._backend
         companions = {
-            get_policy(other.policy, **other.options): self._ledger(
-                other.folder, other.policy, other.options, batch_size
-            )
+            (built := backend.build(other.policy, other.options)): self._ledger(other.folder, built, batch_size)
             for other in backend.companions
         }
+        policy = backend.build(backend.policy, backend.options)
         assert self.tokenizer is not None
         return PolicyLM(
             self._model,
             self.tokenizer,
-            get_policy(backend.policy, **backend.options),
+            policy,
             batch_size=batch_size,
             max_length=max_length,
-            ledger=self._ledger(out, backend.policy, backend.options, batch_size),
+            ledger=self._ledger(out, policy, batch_size),
             companions=companions,
             progress=progress,
         )
 
-    def _ledger(self, folder: Path, policy: str, options: Mapping[str, Any], batch_size: int) -> Ledger:
+    def _ledger(self, folder: Path, policy: KVPolicy[Any], batch_size: int) -> Ledger:
         """Generations depend on all of this; a companion's are those of its own evaluation."""
         identity = {
             "model": _stamp(self._backend.model),
-            "policy": [policy, dict(options)],
+            "policy": hashlib.sha256(repr(policy).encode()).hexdigest(),  # the head profile included
             "batch_size": batch_size,
             "environment": self.environment,
             "libraries": {name: version(name) for name in ("torch", "transformers")},

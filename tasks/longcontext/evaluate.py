@@ -33,6 +33,9 @@ LIBRARIES = (
     *("jieba", "lm_eval", "numpy", "rouge", "rouge_score", "tokenizers", "torch", "transformers", "wonderwords"),
 )
 
+#: Of a task's costs.
+_SUMMED = ("seconds", "compress_seconds", "decode_seconds", "decode_steps", "prompt_tokens", "new_tokens")
+
 
 def build(
     backend: Backend,
@@ -164,13 +167,13 @@ def counts(rows: Sequence[Row]) -> Row:
 
 
 def cost(outcomes: Iterable[Sequence[Outcome]]) -> Row:
-    """What a task took: sums, and the largest cache."""
+    """What a task took: sums, the largest cache, and the mean one of what was answered."""
     flat = [outcome for sample in outcomes for outcome in sample]
+    held = [outcome.kv_bytes for outcome in flat if not outcome.error]
     return {
-        "seconds": sum(outcome.seconds for outcome in flat),
-        "prompt_tokens": sum(outcome.prompt_tokens for outcome in flat),
-        "new_tokens": sum(outcome.new_tokens for outcome in flat),
+        **{name: sum(getattr(outcome, name) for outcome in flat) for name in _SUMMED},
         "kv_bytes": max(outcome.kv_bytes for outcome in flat),
+        "kv_bytes_mean": sum(held) / len(held) if held else 0.0,
         "peak_kv_bytes": max(outcome.peak_kv_bytes for outcome in flat),
     }
 

@@ -51,14 +51,20 @@ SCORES = pa.schema(
     ]
 )
 
-#: One row a task. `kv_bytes` is the largest cache of a sample while it decodes, `peak_kv_bytes` at any time.
+#: One row a task: sums over its samples. `kv_bytes` is the largest cache of a sample while it decodes, `kv_bytes_mean`
+#: the mean of those that were answered, `peak_kv_bytes` the largest at any time. A decode step takes
+#: `decode_seconds / decode_steps` a row.
 COST = pa.schema(
     [
         *(field for field in _NAMES if field[0] != "metric"),
         ("seconds", pa.float64()),
+        ("compress_seconds", pa.float64()),
+        ("decode_seconds", pa.float64()),
+        ("decode_steps", pa.int64()),
         ("prompt_tokens", pa.int64()),
         ("new_tokens", pa.int64()),
         ("kv_bytes", pa.int64()),
+        ("kv_bytes_mean", pa.float64()),
         ("peak_kv_bytes", pa.int64()),
     ]
 )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longloom.storage.fingerprint import fingerprint_folder
+from longloom.storage.fingerprint import fingerprint, fingerprint_folder
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.stats import Stats
 from longloom.storage.store import Store
@@ -18,6 +18,23 @@ from longloom.tasks.suite_data import HARNESS, suite_data
 
 #: A KV policy's name and its options.
 Policy = tuple[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class KnownPolicy:
+    """A KV policy that there is.
+
+    Attributes:
+        name: its name.
+        options: those that differ from their defaults, so that equal settings are equal.
+        text: both, as results have it.
+        profiled: whether it needs the model's head profile.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    text: str
+    profiled: bool
 
 
 @dataclass(frozen=True)
@@ -37,31 +54,37 @@ class Passages:
     label: str
 
 
-@stage("evaluation", version=3, runtime=("device", "together"), resumable=True, retries=True)
+@stage("evaluation", version=4, runtime=("device", "together", "heads"), resumable=True, retries=True)
 def _evaluate(
     work: Work,
     *,
     policy: str,
     policy_options: Mapping[str, Any],
     together: Sequence[Policy],
+    heads: ArtifactRef | str | None,
     device: str | None,
     dtype: str | None,
     **options: Any,
 ) -> Stats:
     from longloom.kernels.dispatch import record_choices
     from longloom.kernels.kvcache.base import SharedPrefillPolicy
+    from longloom.kernels.kvcache.heads import HeadProfile
     from longloom.kernels.kvcache.registry import get_policy
     from longloom.tasks.longcontext.backends import Companion, PolicyBackend
 
+    profile = None if heads is None else HeadProfile.read(_profile_file(work.store, heads))
     companions = []
     with ExitStack() as stack:
         if isinstance(get_policy(policy, **policy_options), SharedPrefillPolicy):
             for name, settings in together:
-                if isinstance(get_policy(name, **settings), SharedPrefillPolicy):
-                    folder = stack.enter_context(work.sibling(policy=name, policy_options=settings))
+                other = get_policy(name, **settings)
+                if isinstance(other, SharedPrefillPolicy):
+                    digest = _profile_digest(work.store, heads) if other.profiled else None
+                    sibling = work.sibling({"heads": digest}, policy=name, policy_options=settings)
+                    folder = stack.enter_context(sibling)
                     if folder is not None:
                         companions.append(Companion(name, settings, folder))
-        backend = PolicyBackend(work.inputs["model"], policy, policy_options, device, dtype, companions)
+        backend = PolicyBackend(work.inputs["model"], policy, policy_options, device, dtype, companions, profile)
         with record_choices() as ran:
             stats = _build(work, backend, **options)
         return replace(stats, values=stats.values | {"kernels": sorted(ran)})
@@ -112,6 +135,33 @@ def _judge(
     )
 
 
+@stage("heads", version=1, runtime=("device",))
+def _heads(
+    work: Work,
+    *,
+    probe: Mapping[str, Any] | None,
+    scores: str | None,
+    layout: str | None,
+    device: str | None,
+    dtype: str | None,
+) -> Stats:
+    from longloom.kernels.dispatch import record_choices
+    from longloom.tasks.longcontext.heads import build
+
+    with record_choices() as ran:
+        stats = build(
+            work.inputs["model"],
+            work.out,
+            probe=probe,
+            scores=Path(scores) if scores else None,
+            layout=layout,
+            device=device,
+            dtype=dtype,
+            progress=work.progress,
+        )
+    return replace(stats, values=stats.values | {"kernels": sorted(ran)})
+
+
 def _build(
     work: Work,
     backend: Any,
@@ -153,15 +203,29 @@ def _take_up(work: Work, ledger: str) -> None:
         shutil.copy(work.earlier / ledger, work.out / ledger)
 
 
-def check_names(suite: str, policies: Sequence[Policy], tasks: Sequence[str]) -> None:
+def _profile_file(store: Store, heads: ArtifactRef | str) -> Path:
+    """The file of a head profile."""
+    place = store.open(heads) if isinstance(heads, ArtifactRef) else Path(heads)
+    if not place.is_dir():
+        return place
+    from longloom.tasks.longcontext.heads import PROFILE
+
+    return place / PROFILE
+
+
+def _profile_digest(store: Store, heads: ArtifactRef | str | None) -> str:
+    """What stands for a head profile in a key."""
+    assert heads is not None, "a policy that needs a head profile runs along, and no profile was handed over"
+    return heads.digest if isinstance(heads, ArtifactRef) else fingerprint(store, [_profile_file(store, heads)])
+
+
+def check_names(suite: str, tasks: Sequence[str]) -> None:
     """To be called before any work is done.
 
     Raises:
-        ValueError: an unknown suite, an unknown KV policy or option of one, a policy listed twice, the harness's suite
-            without tasks.
+        ValueError: an unknown suite, the harness's suite without tasks.
     """
     from longloom.evals.registry import check_name as check_suite
-    from longloom.kernels.kvcache.registry import get_policy
 
     if suite == HARNESS:
         if not tasks:
@@ -171,12 +235,24 @@ def check_names(suite: str, policies: Sequence[Policy], tasks: Sequence[str]) ->
             check_suite(suite)
         except ValueError as error:
             raise ValueError(f"{error}, and {HARNESS}") from None
-    seen = []
+
+
+def known_policies(policies: Sequence[Policy]) -> list[KnownPolicy]:
+    """The KV policies of these names and options, in order.
+
+    Raises:
+        ValueError: an unknown one or option of one, an option out of range, one listed twice.
+    """
+    from longloom.kernels.kvcache.registry import get_policy, policy_settings, policy_text
+
+    found: list[KnownPolicy] = []
     for name, options in policies:
         policy = get_policy(name, **options)
-        if policy in seen:  # in whatever words
+        known = KnownPolicy(name, policy_settings(policy), policy_text(policy), policy.profiled)
+        if known in found:  # in whatever words
             raise ValueError(f"KV policy {name!r} is listed twice with the same options")
-        seen.append(policy)
+        found.append(known)
+    return found
 
 
 def options_of(suite: str, offered: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,6 +289,9 @@ def evaluate(
     model: ArtifactRef,
     data: ArtifactRef | str | None,
     *,
+    policy: KnownPolicy,
+    together: Sequence[KnownPolicy],
+    heads: ArtifactRef | str | None,
     suite: str,
     label: str,
     passages: Passages | None,
@@ -224,12 +303,24 @@ def evaluate(
         store: where they go.
         model: to be evaluated.
         data: an artifact, a folder or file in the suite's format, or None for the hub's data set.
+        policy: the KV policy.
+        together: the other ones of the run, which may share the prefill.
+        heads: the model's head profile, an artifact or a folder or file; needed if any of the policies is profiled, and
+            a part of the key of those alone.
         suite: its name.
         label: for the run's name.
         passages: what stands in for the contexts (RAG); None: nothing does.
-        options: of the stage; `together`: the other KV policies of the run, which may share the prefill.
+        options: of the stage.
     """
-    return _with_data(_evaluate, store, {"model": model}, data, suite, label, passages, options, {})
+    options |= {
+        "policy": policy.name,
+        "policy_options": policy.options,
+        "together": [(other.name, other.options) for other in together],
+        "heads": heads,
+    }
+    # A digest of its own in place of an input: the others of the run need the profile too, and not in their keys.
+    identity = {"heads": _profile_digest(store, heads)} if policy.profiled else {}
+    return _with_data(_evaluate, store, {"model": model}, data, suite, label, passages, options, identity)
 
 
 def ask(
@@ -279,6 +370,40 @@ def judge(
     else:
         places["data"] = None
     return _judge(store, inputs, label=label, identity=identity, **places, **options)
+
+
+def heads(
+    store: Store,
+    model: ArtifactRef,
+    *,
+    label: str,
+    length: int | None,
+    repeats: int,
+    seed: int,
+    scores: str | None,
+    layout: str | None,
+) -> ArtifactRef:
+    """The head profile of a model, by a probe or from published scores.
+
+    Args:
+        store: where it goes.
+        model: to be profiled.
+        label: for the run's name.
+        length, repeats, seed: of the probe, as `tasks.longcontext.heads.probed` takes them.
+        scores, layout: a file and its layout, in place of the probe; None: there is none.
+    """
+    imported = scores is not None
+    return _heads(
+        store,
+        {"model": model},
+        label=label,
+        identity={"scores": fingerprint_folder(store, Path(scores))} if scores is not None else {},
+        probe=None if imported else {"length": length, "repeats": repeats, "seed": seed},
+        scores=scores,
+        layout=layout,
+        device=None,
+        dtype=None,
+    )
 
 
 def _with_data(

@@ -1,4 +1,4 @@
-"""The cost of the evaluations, and their scores against it. What is measured varies, so this is for the page alone."""
+"""The cost of the evaluations. What is measured varies, so this is for the page alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from longloom.tasks.report.order import natural, rank
-from longloom.tasks.report.views import suite_means
 
 Numbers = dict[str, Any]
 #: Model, policy, retrieval (empty: direct long context), suite.
@@ -45,27 +44,6 @@ def seconds_of(costs: Sequence[Numbers]) -> dict[Case, float]:
     for row in costs:
         found[_case(row)] += row["seconds"] or 0.0
     return dict(found)
-
-
-def quality_by_bytes(costs: Sequence[Numbers], scores: Sequence[Numbers]) -> dict[str, list[Numbers]]:
-    """Suite -> points of model, policy, measured peak bytes of the KV cache and mean score, by direct long context.
-
-    Suites on which fewer than two policies were run are left out.
-    """
-    peaks: dict[Case, int] = defaultdict(int)
-    for row in costs:
-        peaks[_case(row)] = max(peaks[_case(row)], row["peak_kv_bytes"] or 0)
-    found = {}
-    for suite in sorted({row["suite"] for row in costs}):
-        means = suite_means(scores, suite)
-        points = [
-            {"model": model, "policy": policy, "bytes": peaks[model, policy, "", suite], "score": score}
-            for (model, policy), score in sorted(means.items(), key=lambda item: tuple(map(rank, item[0])))
-            if peaks.get((model, policy, "", suite))  # a model behind an endpoint does not tell
-        ]
-        if len({point["policy"] for point in points}) > 1:
-            found[suite] = points
-    return found
 
 
 def _case(row: Numbers) -> Case:

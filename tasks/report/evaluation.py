@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from longloom.tasks.report.intervals import mean_interval
+from longloom.tasks.report.intervals import mean_interval, strata_interval
 from longloom.tasks.report.read import Columns, read_table
 
 SCORES = {
@@ -39,11 +39,17 @@ COST = {
     "seconds": pa.float64(),
     **dict.fromkeys(("prompt_tokens", "new_tokens", "peak_kv_bytes"), pa.int64()),
 }
+LATER_COST = {
+    **dict.fromkeys(("kv_bytes", "decode_steps"), pa.int64()),
+    **dict.fromkeys(("kv_bytes_mean", "decode_seconds"), pa.float64()),
+}
 
 #: Samples of a task whose answers are shown.
 SHOWN_SAMPLES = 3
 
 Numbers = dict[str, Any]
+#: Name and metric.
+Task = tuple[str, str]
 
 #: What tells one score from all others.
 IDENTITY = ("model", "policy", "retrieval", "suite", "task", "metric")
@@ -105,7 +111,7 @@ def read_evaluations(folders: Mapping[str, Path]) -> Evaluations:
         samples = _rows(folder / "samples.parquet", SAMPLES, LATER_SAMPLES)
         costs = []
         if (folder / "cost.parquet").exists():
-            costs = read_table(folder / "cost.parquet", COST).to_pylist()
+            costs = _rows(folder / "cost.parquet", COST, LATER_COST)
         retrieval = scores[0]["retrieval"] if scores else None  # the same in the whole artifact
         for row in (*scores, *samples, *costs):
             row["policy"] = parts[3] if len(parts) > 3 else row["policy"]
@@ -151,6 +157,26 @@ def _add_samples(found: Evaluations, scores: list[Numbers], samples: list[Number
             found.grids.append({**name, **_grid(placed, factor or 1.0)})
         if row["retrieval"] is None:
             _add_answers(found.answers.setdefault((suite, task), {}), row["model"], row["policy"], group)
+
+
+def task_means(line: Mapping[Task, Measured], tasks: Sequence[Task]) -> Numbers:
+    """What one way of answering scores over several tasks.
+
+    Args:
+        line: the tasks that were run in this way.
+        tasks: those that count, at least one.
+
+    Returns:
+        scores (of the tasks, in their order; null where one was not run), score (their mean; null if one is missing)
+        with low and high, the bootstrap interval that resamples each task by itself; null where there is none.
+    """
+    scores = [line[task].row["score"] if task in line else None for task in tasks]
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores):
+        return {"scores": scores, "score": None, "low": None, "high": None}
+    strata = [np.array(list(line[task].row["sample_scores"].values())) for task in tasks]
+    low, high = strata_interval(strata) or (None, None)
+    return {"scores": scores, "score": float(np.mean(known)), "low": low, "high": high}
 
 
 def is_placed(sample: Numbers) -> bool:

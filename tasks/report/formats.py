@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 NOTHING = "–"
@@ -58,6 +58,14 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def milliseconds(seconds: float | None) -> str:
+    """0.00412 -> 4.12 ms: three digits below 100, else whole ones."""
+    if seconds is None:
+        return NOTHING
+    value = 1000 * seconds
+    return f"{value:,.{3 if value < 0.9995 else 2 if value < 9.995 else 1 if value < 99.95 else 0}f} ms"
+
+
 def percent(share: float | None) -> str:
     """0.0523 -> 5.2%."""
     return NOTHING if share is None else f"{100 * share:.1f}%"
@@ -94,6 +102,13 @@ def shorten(text: str, limit: int) -> str:
 def words(names: list[str]) -> str:
     """a, b and c."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def without(name: str, settings: Container[str]) -> str:
+    """A name without some of its settings: ("bm25:words=100,k=5", ["k"]) -> "bm25:words=100"."""
+    kind, _, rest = name.partition(":")
+    kept = [setting for setting in rest.split(",") if setting and setting.partition("=")[0] not in settings]
+    return f"{kind}:{','.join(kept)}" if kept else kind
 
 
 def cache_name(policy: str) -> str:

@@ -13,14 +13,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from longloom.evals.published import SPREAD
-from longloom.tasks.report import formats, plots, score_plots
+from longloom.tasks.report import formats, plots, score_plots, sweep_plots
 from longloom.tasks.report.beside import published_tables
-from longloom.tasks.report.costs import cost_rows, quality_by_bytes, seconds_of
+from longloom.tasks.report.costs import cost_rows, seconds_of
+from longloom.tasks.report.evaluation import Evaluations
 from longloom.tasks.report.figures import INK, colours
 from longloom.tasks.report.gather import Gathered
 from longloom.tasks.report.order import rank
 from longloom.tasks.report.retrieval_table import retrieval_lines
 from longloom.tasks.report.summary import summary
+from longloom.tasks.report.sweep import sweeps
+from longloom.tasks.report.sweep_table import SweepTable, sweep_tables
 from longloom.tasks.report.training import HEAD_SCORES
 from longloom.tasks.report.views import (
     copy_table,
@@ -70,13 +73,14 @@ def page(gathered: Gathered) -> str:
         created=created[:16].replace("T", " "),  # the store writes ISO 8601 in UTC
         summary=summary(numbers),
         stages=_stages(manifests),
-        figures=_figures(numbers, evaluations.costs),
+        figures=_figures(numbers),
         copying=copy_table(numbers.get("model", {}).get("copy_accuracy", [])),
         evaluation=evaluation_table(evaluation["scores"]),
         any_fixed=any(row["fixed"] is not None for row in evaluation["scores"]),
         lengths=length_table(evaluation["lengths"]),
         groups=group_table(evaluation["groups"]),
         task_groups=task_group_table(evaluation["groups"]),
+        kept=_kept(evaluations),
         retrieval=_retrieval(numbers.get("retrieval", []), evaluations.costs),
         published=published_tables(evaluation),
         spread=SPREAD,
@@ -87,7 +91,7 @@ def page(gathered: Gathered) -> str:
     return text + "\n"
 
 
-def _figures(numbers: Numbers, costs: Sequence[Numbers]) -> dict[str, Any]:
+def _figures(numbers: Numbers) -> dict[str, Any]:
     """Every plot that the numbers allow, by the place on the page where it stands."""
     model, coreset, runs = numbers.get("model", {}), numbers.get("coreset"), numbers.get("finetune", {})
     evaluation = numbers.get("evaluation", NO_EVALUATION)
@@ -111,11 +115,19 @@ def _figures(numbers: Numbers, costs: Sequence[Numbers]) -> dict[str, Any]:
         title, (top, digits) = grid_name(grid, evaluation["grids"]), grid_scale(grid, evaluation["grids"])
         svg = plots.needle_grid(grid, title=title, top=top, digits=digits)
         found["grids"].setdefault((grid["policy"], grid["retrieval"]), []).append(svg)
-    found["bytes"] = {
-        suite: score_plots.score_by_bytes(points, suite=suite, colours=colour)
-        for suite, points in quality_by_bytes(costs, evaluation["scores"]).items()
-    }
     return found
+
+
+def _kept(evaluations: Evaluations) -> list[tuple[SweepTable, dict[str, Markup]]]:
+    """Of every suite that was run under several KV policies: its table, and a figure a model."""
+    found = sweeps(evaluations.measured, evaluations.costs)
+    styles = sweep_plots.line_styles(found)
+    figures: dict[str, dict[str, Markup]] = {}
+    for sweep in found:
+        svg = sweep_plots.sweep_curves(sweep, styles)
+        if svg:
+            figures.setdefault(sweep["suite"], {})[sweep["model"]] = svg
+    return [(table, figures.get(table.suite, {})) for table in sweep_tables(found)]
 
 
 def _retrieval(comparisons: Sequence[Numbers], costs: Sequence[Numbers]) -> list[Numbers]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from longloom.tasks.report.evaluation import Measured
+from longloom.tasks.report.evaluation import Measured, Task, task_means
+from longloom.tasks.report.formats import without
 from longloom.tasks.report.intervals import strata_interval
 from longloom.tasks.report.order import natural, rank
 
@@ -16,7 +17,6 @@ from longloom.tasks.report.order import natural, rank
 AMOUNTS = ("k", "budget")
 
 Numbers = dict[str, Any]
-Task = tuple[str, str]
 Line = dict[Task, Measured]
 
 
@@ -44,9 +44,7 @@ def comparisons(measured: Sequence[Measured]) -> list[Numbers]:
 
 def line_name(retrieval: str) -> str:
     """The retrieval without how much it retrieves: "bm25:words=100,k=5,order=rank" -> "bm25:words=100,order=rank"."""
-    kind, colon, settings = retrieval.partition(":")
-    kept = [setting for setting in settings.split(",") if setting.partition("=")[0] not in AMOUNTS]
-    return kind + (colon if kept else "") + ",".join(kept)
+    return without(retrieval, AMOUNTS)
 
 
 def _comparison(lines: dict[tuple[str, str | None], Line]) -> Numbers:
@@ -68,17 +66,9 @@ def _comparison(lines: dict[tuple[str, str | None], Line]) -> Numbers:
 
 def _row(line: Line, tasks: Sequence[Task]) -> Numbers:
     there = [line[task] for task in tasks if task in line]
-    scores = [line[task].row["score"] if task in line else None for task in tasks]
     samples = [sample for found in there for sample in found.samples]
-    strata = [np.array(list(found.row["sample_scores"].values())) for found in there]
-    known = [score for score in scores if score is not None]
-    whole = len(known) == len(scores)
-    low, high = (strata_interval(strata) if whole else None) or (None, None)
     return {
-        "scores": scores,
-        "score": float(np.mean(known)) if whole else None,
-        "low": low,
-        "high": high,
+        **task_means(line, tasks),
         "prompt_tokens": _mean([sample["prompt_tokens"] or None for sample in samples]),
         "gold_recall": _mean([sample["gold_recall"] for sample in samples]),
         "samples": sum(found.row["samples"] for found in there),

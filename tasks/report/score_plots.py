@@ -1,9 +1,9 @@
-"""Plots of mean scores against what they cost: prompt tokens (retrieval), bytes of the KV cache (policies)."""
+"""The plot of mean scores against prompt tokens, and what all plots of scores against costs share."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
 from markupsafe import Markup
@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from longloom.tasks.report.figures import INK, NEUTRAL, SERIES, drawing, spread
-from longloom.tasks.report.formats import byte_tick, decimal, shorten, tick
+from longloom.tasks.report.formats import decimal, shorten, tick
 from longloom.tasks.report.retrieval import line_name
 from longloom.tasks.report.views import score_digits
 
@@ -47,15 +47,14 @@ def retrieval_curves(comparison: Numbers) -> Markup:
     if not lines:
         return Markup()
     digits = score_digits([score for points in lines.values() for _, score in points] + [one[1] for one in direct])
-    rows = _key_rows(lines)
+    rows = key_rows(lines)
     label = f"Mean score on {comparison['suite']} against prompt tokens, {comparison['model']}"
     with drawing(1040, 290 + KEY_HEIGHT * rows, label=label) as canvas:
         axes = canvas.axes(left=52, right=210, top=16 + KEY_HEIGHT * rows, bottom=46)
-        _score_axis(axes)
+        score_axis(axes)
         handles = []
         for position, (name, points) in enumerate(lines.items()):
-            colour = SERIES[position % len(SERIES)]
-            marker = MARKERS[(position + position // len(SERIES)) % len(MARKERS)]
+            colour, marker = series_style(position)
             handles += axes.plot(
                 *zip(*sorted(points), strict=True), color=colour, marker=marker, ms=6.5, label=shorten(name, 44)
             )
@@ -63,46 +62,15 @@ def retrieval_curves(comparison: Numbers) -> Markup:
             axes.axhline(score, color=_direct_colour(position), lw=1.4, ls=(0, (4, 3)), zorder=1)
             if tokens is not None:
                 axes.plot([tokens], [score], "o", ms=8, mfc="none", mew=1.8, color=_direct_colour(position))
-        _magnitude_axis(axes, tick)
+        magnitude_axis(axes, tick)
         axes.set_xlabel("prompt tokens, mean over samples")
         _name_direct(axes, direct, digits)
-        _key(axes, handles)
+        key(axes, handles)
     return canvas.svg
 
 
-def score_by_bytes(points: Sequence[Numbers], *, suite: str, colours: Mapping[str, str]) -> Markup:
-    """Mean score against the measured peak bytes of the KV cache: a colour a model, a shape a policy.
-
-    Args:
-        points: of `costs.quality_by_bytes`.
-        suite: for the label.
-        colours: of the models.
-    """
-    models, policies = (list(dict.fromkeys(point[name] for point in points)) for name in ("model", "policy"))
-    shapes = {policy: MARKERS[position % len(MARKERS)] for position, policy in enumerate(policies)}
-    rows = _key_rows(models) + _key_rows(policies)
-    with drawing(700, 250 + KEY_HEIGHT * rows, label=f"Mean score on {suite} against KV cache") as canvas:
-        axes = canvas.axes(left=52, right=30, top=12 + KEY_HEIGHT * rows, bottom=46)
-        _score_axis(axes)
-        for model in models:
-            own = sorted((point["bytes"], point["score"]) for point in points if point["model"] == model)
-            axes.plot(*zip(*own, strict=True), color=colours[model], lw=1.0, zorder=2)
-        for point in points:
-            shape = shapes[point["policy"]]
-            axes.plot([point["bytes"]], [point["score"]], shape, ms=8, color=colours[point["model"]], zorder=3)
-        _magnitude_axis(axes, byte_tick)
-        axes.set_xlabel("peak KV cache, measured")
-        named = [Line2D([], [], color=colours[model], lw=3, label=shorten(model, 34)) for model in models]
-        shaped = [
-            Line2D([], [], color=NEUTRAL, marker=shapes[policy], ms=8, lw=0, label=shorten(policy, 34))
-            for policy in policies
-        ]
-        _key(axes, named, above=_key_rows(policies))
-        _key(axes, shaped)
-    return canvas.svg
-
-
-def _score_axis(axes: Axes) -> None:
+def score_axis(axes: Axes) -> None:
+    """A vertical axis of scores, with lines across."""
     axes.grid(True, axis="y")
     axes.spines["left"].set_visible(False)
     axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -111,7 +79,7 @@ def _score_axis(axes: Axes) -> None:
     axes.margins(x=0.06, y=0.14)
 
 
-def _magnitude_axis(axes: Axes, write: Any) -> None:
+def magnitude_axis(axes: Axes, write: Callable[[float], str]) -> None:
     """A logarithmic horizontal axis: amounts differ by factors."""
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
@@ -121,6 +89,11 @@ def _magnitude_axis(axes: Axes, write: Any) -> None:
     if high / low < 6:  # room for at least two ticks
         middle = (low * high) ** 0.5
         axes.set_xlim(middle / 2.5, middle * 2.5)
+
+
+def series_style(position: int, variant: int = 0) -> tuple[str, str]:
+    """Colour and marker of a line: those that share the one differ in the other. Variants share the colour."""
+    return SERIES[position % len(SERIES)], MARKERS[(position + position // len(SERIES) + variant) % len(MARKERS)]
 
 
 def _direct_colour(position: int) -> str:
@@ -139,16 +112,16 @@ def _name_direct(axes: Axes, direct: Sequence[tuple[str, float, float | None]], 
         )  # fmt: skip
 
 
-def _key_rows(names: Sized) -> int:
+def key_rows(names: Sized) -> int:
+    """Lines of a key of so many names."""
     return -(-len(names) // KEY_COLUMNS)
 
 
-def _key(axes: Axes, handles: Sequence[Line2D], *, above: int = 0) -> None:
-    """Names the marks above the axes, `above` lines higher."""
-    place = (0, 1.02 + above * KEY_HEIGHT / axes.get_window_extent().height)
+def key(axes: Axes, handles: Sequence[Line2D]) -> None:
+    """Names the marks above the axes."""
     options: dict[str, Any] = {"frameon": False, "handletextpad": 0.5, "columnspacing": 1.6}
     options |= {"borderpad": 0, "borderaxespad": 0, "ncols": KEY_COLUMNS}
-    options |= {"loc": "lower left", "bbox_to_anchor": place, "bbox_transform": axes.transAxes}
+    options |= {"loc": "lower left", "bbox_to_anchor": (0, 1.02), "bbox_transform": axes.transAxes}
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.legend(handles=list(handles), **options)  # axes have but one legend

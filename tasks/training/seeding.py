@@ -46,6 +46,7 @@ def seed_induction(model: LlamaForCausalLM, *, seed: int) -> None:
     assert isinstance(config, LlamaConfig)
     assert config.head_dim is not None
     size, width = config.head_dim, config.hidden_size
+    assert config.num_key_value_heads is not None
     group = config.num_attention_heads // config.num_key_value_heads
     generator = torch.Generator().manual_seed(seed)
     # u, P and S are orthogonal to each other where the width has room for all of them.

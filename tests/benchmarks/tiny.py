@@ -1,6 +1,7 @@
 """Every part of `make gpu-check` at sizes for the CPU, and a meter that measures nothing."""
 
 from gpu import timing
+from random_llama import Shape
 
 #: Every part at sizes for the CPU.
 TINY = {
@@ -61,6 +62,15 @@ TINY = {
     "append": {"context": 64, "batch": 2, "kv_heads": 2, "head_dim": 16, "fuzz": 3},
     "spans": {"keys": 500, "most": 7, "span": 8, "sets": 2, "fuzz": 6},
     "combine": {"parts": 2, "shapes": ((2, 4, 1, 16), (1, 2, 33, 16))},
+    "razor": {
+        "shape": Shape(3, 32, 48, 4, 2, 16, 64),
+        "contexts": (130, 200),
+        "chunk": 32,
+        "tokens": 3,
+        "room": 16,
+        "window": 16,
+        "context": 170,
+    },
 }
 
 
@@ -75,3 +85,7 @@ class NoMeter:
     def extra_bytes(self, call):
         call()
         return 0
+
+    def once(self, call):
+        call()
+        return timing.Once(1e-3, 1 << 30)

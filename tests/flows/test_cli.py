@@ -30,6 +30,7 @@ COMMANDS = (
         "finetune",
         "evaluate",
         "rag",
+        "heads",
         "judge",
         "score",
         "report",

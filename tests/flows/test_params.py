@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from pydantic import ValidationError
@@ -110,15 +111,32 @@ def test_records_are_derived_from_the_standard_library_alone() -> None:
         ("full", ("full", {})),
         ("streaming:sink=4,window=252", ("streaming", {"sink": 4, "window": 252})),
         ("streaming: sink = -1", ("streaming", {"sink": -1})),
+        ("snapkv:budget=0.3", ("snapkv", {"budget": 0.3})),
+        ("snapkv:budget=.30", ("snapkv", {"budget": 0.3})),
+        ("razor:echo=1e-3,window=4E2,sink=4.0", ("razor", {"echo": 0.001, "window": 400.0, "sink": 4.0})),
     ],
 )
-def test_policies_are_parsed(text: str, expected: tuple[str, dict[str, int]]) -> None:
-    assert parse_policy(text) == expected
+def test_policies_are_parsed(text: str, expected: tuple[str, dict[str, int | float]]) -> None:
+    name, options = parse_policy(text)
+    assert (name, options) == expected
+    assert [type(value) for value in options.values()] == [type(value) for value in expected[1].values()]
 
 
-@pytest.mark.parametrize(
-    "text", ["streaming:sink", "streaming:sink=", "streaming:sink=4.5", "streaming:sink=a", "streaming:sink=--4"]
-)
-def test_policies_with_other_than_integers_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="expected NAME=INTEGER"):
+@pytest.mark.parametrize("option", ["sink", "sink=", "sink=a", "sink=--4", "sink=4.5.", "sink=1e999", "sink=true"])
+def test_policies_with_other_than_numbers_are_refused(option: str) -> None:
+    text = f"streaming:window=9,{option}"
+    with pytest.raises(
+        ValueError, match=f"^{re.escape(f'KV policy {text!r}: found option {option!r}')}, expected NAME"
+    ):
         parse_policy(text)
+
+
+def test_a_head_profile_is_no_option_in_a_text() -> None:
+    expected = "KV policy 'razor:heads=a.json': found option 'heads=a.json', expected it as parameter `heads`"
+    with pytest.raises(ValidationError, match=re.escape(expected)):
+        EvaluateParams(policies=["razor:heads=a.json"])
+
+
+def test_a_pipeline_makes_its_head_profiles_itself() -> None:
+    with pytest.raises(ValidationError, match=r"evaluate\.heads: a pipeline makes the head profiles of its models"):
+        PipelineParams.model_validate({"evaluate": {"policies": ["razor"], "heads": "run:latest:heads"}})

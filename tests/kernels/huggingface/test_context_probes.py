@@ -13,6 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from longloom.kernels.huggingface.attention import attention_function
 from longloom.kernels.huggingface.probes import DISPLACEMENTS, copy_accuracy, induction_scores
 
+from .models import random_model
+
 VOCABULARY = 50
 
 
@@ -142,6 +144,30 @@ def test_every_displacement_equals_the_dense_formula(length: int, repeats: int, 
         model.get_decoder()(input_ids=torch.cat((torch.zeros(1).long(), drawn.repeat(repeats)))[None], use_cache=False)
     assert (scores.at - torch.stack(expected)).abs().max() < 1e-5
     assert scores.at.max() > 0.05
+
+
+@pytest.mark.parametrize("window", [3, 8, 100])
+def test_layers_with_a_sliding_window_score_nothing_and_feed_the_others(window: int) -> None:
+    model = random_model(
+        "qwen2",
+        num_hidden_layers=3,
+        use_sliding_window=True,
+        sliding_window=window,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    )
+    scores = induction_scores(model, bos=0, special=[0], length=7, repeats=3, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    drawn = torch.arange(1, 61)[torch.randint(60, (7,), generator=generator)]
+    with torch.no_grad():
+        ids = torch.cat((torch.zeros(1).long(), drawn.repeat(3)))[None]
+        weights = model(ids, output_attentions=True).attentions[1][0, :, 1:, 1:]
+    assert not scores.at[[0, 2]].any()
+    for after in range(7):
+        expected = (
+            sum(weights[:, i, j + after] for i in range(7, 21) for j in range(i % 7, i, 7) if j + after <= i) / 14
+        )
+        assert (scores.at[1, :, after] - expected).abs().max() < 1e-5
+    assert scores.at[1].max() > 0.05
 
 
 def test_bad_requests() -> None:

@@ -26,12 +26,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("granite", {"attention_multiplier": 0.3}),
 }
 UNFIT: dict[str, tuple[str, dict[str, Any], str]] = {
-    "mistral with a window": ("mistral", {"sliding_window": 8}, "layer 0 uses sliding_window=8"),
-    "some layers with a window": (
-        "qwen2",
-        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
-        "layer 1 uses sliding_window=8",
-    ),
     "no rotary positions": ("gpt2", {"n_embd": 24, "n_head": 4, "n_layer": 2}, "no rotary position embedding"),
     "interleaved rotation": ("cohere", {}, "does not rotate queries and keys in Llama's convention"),
     "norms after the rotation": ("hunyuan_v1_dense", {}, "does not rotate queries and keys in Llama's convention"),

@@ -99,6 +99,58 @@ def test_memory_is_shared_among_the_rows(model: PreTrainedModel) -> None:
     assert [a.kv_bytes for a in answers] == [2 * 2 * 2 * (2 + 9) * 6 * 4] * 2  # layers, k and v, heads, tokens, size
 
 
+class Clock:
+    """Every look at it takes a second, and what it is told to watch takes longer."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1
+        return self.now
+
+    def slow(self, function: Any, seconds: float) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            self.now += seconds
+            return function(*args, **options)
+
+        return call
+
+
+def test_time_is_shared_out_by_what_it_was_for(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(generation, "time", clock)
+    monkeypatch.setattr(generation.PolicyCache, "kept_by", clock.slow(generation.PolicyCache.kept_by, 100))
+    monkeypatch.setattr(generation, "_decode", clock.slow(generation._decode, 1000))
+    monkeypatch.setattr(generation, "_feed", clock.slow(generation._feed, 10_000))
+    asked = prompts(30, 20)
+    policies = [FULL, get_policy("snapkv", budget=9, window=3), STREAMING]
+    for policy, rows in zip(
+        policies, generate(model, asked, policies=policies, max_new_tokens=5, eos_token_ids=[]), strict=True
+    ):
+        chooses = policy is not STREAMING
+        reads = 10_001 / 2 if chooses else 10_001  # FULL and SnapKV have one prefill
+        compress, decode = 1 + 100 * chooses, 1 + 1000 + 4 * 10_000
+        for row in rows:
+            assert row.decode_steps == 4  # the first of five tokens came with the prompt
+            assert (row.compress_seconds, row.decode_seconds) == (compress / 2, decode / 2)
+            assert row.seconds == (reads + compress + decode) / 2
+
+
+def test_a_row_that_has_ended_takes_part_in_the_steps_of_its_batch(model: PreTrainedModel) -> None:
+    asked = prompts(6, 11)
+    long, short = generate(model, asked, policies=[FULL], max_new_tokens=9, eos_token_ids=[])[0]
+    end = short.ids[2]
+    assert end not in long.ids
+    first, second = generate(model, asked, policies=[FULL], max_new_tokens=9, eos_token_ids=[end])[0]
+    assert (len(first.ids), len(second.ids)) == (9, short.ids.index(end))
+    assert first.decode_steps == second.decode_steps == 8
+    [alone] = generate(model, asked[1:], policies=[FULL], max_new_tokens=9, eos_token_ids=[end])[0]
+    assert alone.decode_steps == len(alone.ids)  # one more, which gave the end token
+    [none] = generate(model, asked[1:], policies=[FULL], max_new_tokens=9, eos_token_ids=short.ids[:1])[0]
+    assert (none.ids, none.decode_steps) == ([], 0)
+
+
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("length", [1, 2, 9, 30])
 def test_loglikelihood_is_the_models_own(model: PreTrainedModel, length: int) -> None:

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from longloom.kernels.kvcache.base import KVPolicy, LayerState, reserve
+from longloom.kernels.kvcache.base import Alibi, KVPolicy, LayerState, Rope, reserve
+from longloom.kernels.kvcache.heads import HeadProfile
 from longloom.kernels.kvcache.registry import get_policy, names
 
-from .tokens import HEADS, ROPE, SCALING, SIZE, Tokens, random_tokens, turn
+from .tokens import HEADS, ROPE, SCALING, SIZE, Tokens, alibi, random_tokens, turn
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,22 @@ class Case:
     evicts: bool = False
 
 
+#: Of the one layer here.
+PROFILE = HeadProfile("test", "", ((0.1, 0.9),))
+
 CASES = [
+    Case("adakv", {"budget": 400, "window": 5}, {"budget": 9, "window": 3}, lambda n: 9 + 64, evicts=True),
+    Case(
+        "duo",
+        {"heads": PROFILE, "sink": 4, "recent": 396},
+        {"heads": PROFILE, "sink": 3, "recent": 7},
+        lambda n: (n + max(64, n // 8) + 3 + min(n, 7)) // 2,  # half of the heads keep everything
+    ),
     Case("full", {}, {}, lambda n: n + max(64, n // 8)),
+    Case("h2o", {"budget": 400}, {"budget": 9}, lambda n: 10, evicts=True),  # with their sums and slots
     Case("knorm", {"budget": 400}, {"budget": 9}, lambda n: 9 + 64, evicts=True),
+    Case("pyramidkv", {"budget": 400, "window": 5}, {"budget": 9, "window": 3}, lambda n: 18 + 64, evicts=True),
+    Case("razor-alibi", {"eps": 1e-300}, {"eps": 0.5}, lambda n: n + 64, evicts=True),
     Case("recent", {"budget": 400}, {"budget": 9, "sink": 2}, lambda n: 9 + 64, evicts=True),
     Case("snapkv", {"budget": 400, "window": 5}, {"budget": 9, "window": 3}, lambda n: 9 + 64, evicts=True),
     Case("streaming", {"sink": 4, "window": 396}, {"sink": 3, "window": 7}, lambda n: 3 + min(n, 7)),
@@ -50,15 +64,25 @@ steady = pytest.mark.parametrize("case", [case for case in CASES if not case.evi
 evicting = pytest.mark.parametrize("case", [case for case in CASES if case.evicts], ids=lambda case: case.name)
 
 
-def dense(tokens: Tokens) -> Tensor:
+def encoding(policy: KVPolicy[Any], tokens: Tokens) -> Rope | Alibi:
+    """Rotary positions where the policy can work with them."""
+    return ROPE if Rope in policy.encodings else alibi(tokens.query.shape[1])
+
+
+def dense(tokens: Tokens, rope: Rope | Alibi = ROPE) -> Tensor:
     """Full causal attention in float64, one loop a head."""
     positions = torch.arange(tokens.key.shape[2])
     future = torch.ones(len(positions), len(positions), dtype=torch.bool).triu(1)
+    distance = positions - positions[:, None]
     groups = tokens.query.shape[1] // HEADS
     outputs = []
     for head in range(tokens.query.shape[1]):
-        query, key = turn(tokens.query[:, head], positions), turn(tokens.key[:, head // groups], positions)
-        scores = (query @ key.transpose(1, 2) * SCALING).masked_fill(future, -torch.inf)
+        query, key = tokens.query[:, head].double(), tokens.key[:, head // groups].double()
+        if isinstance(rope, Alibi):
+            scores = query @ key.transpose(1, 2) * SCALING + rope.slopes[head].double() * distance
+        else:
+            scores = turn(query, positions) @ turn(key, positions).transpose(1, 2) * SCALING
+        scores = scores.masked_fill(future, -torch.inf)
         outputs.append(scores.softmax(-1) @ tokens.value[:, head // groups].double())
     return torch.stack(outputs, dim=1)
 
@@ -67,13 +91,14 @@ def run(
     policy: KVPolicy[Any], tokens: Tokens, pieces: Sequence[int], padding: Sequence[int] | None = None
 ) -> tuple[Tensor, LayerState]:
     """Feed tokens piece by piece, telling of the padding only what is known by then, as attention masks do."""
-    state = policy.state_type(0)
+    state = policy.state_type(0, layers=3)
+    rope = encoding(policy, tokens)
     outputs = []
     for length in pieces:
         part = tokens[:, state.seen : state.seen + length]
         end = state.seen + length
         start = None if padding is None else torch.tensor([min(end, pad) for pad in padding])
-        output = policy.attend(state, part.query, part.key, part.value, ROPE, start=start, scaling=SCALING)
+        output = policy.attend(state, part.query, part.key, part.value, rope, start=start, scaling=SCALING)
         assert output.shape == part.query.shape
         assert state.seen == end
         outputs.append(output)
@@ -102,8 +127,9 @@ def test_every_policy_is_in_the_matrix() -> None:
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("pieces", [[37], [1] * 37, [30, 1, 1, 1, 1, 3], [1, 13, 23], [200, 133, 1, 1]])
 def test_keeping_everything_is_full_attention(case: Case, groups: int, pieces: list[int]) -> None:
-    tokens = random_tokens(sum(pieces), batch=2, groups=groups)
-    close(run(get_policy(case.name, **case.keep_all), tokens, pieces)[0], dense(tokens), 1e-5 * math.sqrt(len(pieces)))
+    tokens, policy = random_tokens(sum(pieces), batch=2, groups=groups), get_policy(case.name, **case.keep_all)
+    expected = dense(tokens, encoding(policy, tokens))
+    close(run(policy, tokens, pieces)[0], expected, 1e-5 * math.sqrt(len(pieces)))
 
 
 @steady

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from longloom.kernels.kvcache.base import Rope
+from longloom.kernels.kvcache.base import Alibi, Rope
 
 HEADS, SIZE = 2, 6  # KV heads, head size
 SCALING = 0.4
@@ -25,6 +25,12 @@ class Tokens:
     def __getitem__(self, part: tuple[slice, slice]) -> Tokens:
         rows, slots = part
         return Tokens(*(getattr(self, field.name)[rows, :, slots] for field in fields(self)))
+
+
+def alibi(heads: int) -> Alibi:
+    """Slopes and bounds that differ from head to head, of two layers."""
+    numbers = torch.arange(heads)
+    return Alibi(0.4 * 0.7**numbers, torch.stack((1 + 0.3 * numbers, 2 + 0.1 * numbers)).double())
 
 
 def random_tokens(length: int, *, batch: int = 1, groups: int = 3, seed: int = 0) -> Tokens:

@@ -18,6 +18,7 @@ from longloom.tasks.longcontext.evaluate import build
 
 SHARED = Path(__file__).resolve().parents[3] / "../shared/data"
 REAL_GENERATE = lm_module.generate
+TABLES = ("samples", "scores", "cost")
 
 
 def run(
@@ -100,6 +101,12 @@ def test_a_suite_of_one_s_own(model_folder: Path, records_folder: Path, tmp_path
         sum(row["prompt_tokens"] for row in samples if row["task"] == task) for task in ("keys", "lines")
     ]
     assert all(row["peak_kv_bytes"] > 0 and row["seconds"] > 0 and row["new_tokens"] > 0 for row in costs)
+    for row in costs:
+        assert 0 < row["kv_bytes_mean"] < row["kv_bytes"] <= row["peak_kv_bytes"]  # prompts of several lengths
+        assert 0 < row["compress_seconds"] + row["decode_seconds"] < row["seconds"]
+        # Answers of 6 or 9 tokens, the first of which comes with the prompt; a row may wait for the others.
+        longest = 6 if row["task"] == "keys" else 9
+        assert row["new_tokens"] - 5 <= row["decode_steps"] <= 5 * (longest - 1)
 
 
 def test_a_killed_run_repeats_nothing_and_ends_with_the_same_bytes(
@@ -137,7 +144,7 @@ def test_generations_of_another_policy_are_not_taken(
     monkeypatch.setattr(lm_module, "generate", calls)
     run(model_folder, records_folder, out, policy="streaming", options={"sink": 2, "window": 30})
     assert calls.number == 6
-    assert {row["policy"] for row in rows(out, "samples")} == {"streaming"}
+    assert {row["policy"] for table in TABLES for row in rows(out, table)} == {"streaming:sink=2,window=30"}
     assert rows(out, "cost")[0]["peak_kv_bytes"] < 512 * 2 * 2 * 2 * 8 * 4 // 8  # 32 of 512 tokens are kept
 
 
@@ -156,6 +163,8 @@ def test_failures_are_counted_and_stay_in_the_denominator(
     assert (score["samples"], score["failed"]) == (5, 2)
     assert score["score"] == round(100 * sum(row["score"] for row in samples) / 5, 2)
     assert stats.counts["failed"] == 2
+    (spent,) = rows(out, "cost")
+    assert spent["kv_bytes_mean"] > spent["kv_bytes"] / 5  # of the three that were answered
 
 
 def test_nothing_is_published_where_everything_failed(

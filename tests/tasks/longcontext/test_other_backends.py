@@ -12,6 +12,7 @@ import pytest
 from longloom.evals.protocol import Request
 from longloom.evals.registry import open_suite
 from longloom.evals.suite import Source
+from longloom.kernels.kvcache.registry import get_policy, policy_text
 from longloom.tasks.longcontext.backends import LEDGER, EndpointBackend, PolicyBackend
 from longloom.tasks.longcontext.evaluate import build
 from longloom.tasks.longcontext.harness import build as build_harness
@@ -77,7 +78,7 @@ def test_tasks_of_the_harness(
     assert len(samples) == 9
     right = [row["prediction"] == row["references"][0] for row in samples if row["metric"] == "acc"]
     assert scores["tiny_choice", "acc"]["score"] == pytest.approx(sum(right) / 3)
-    assert {row["policy"] for row in samples} == {policy}
+    assert {row["policy"] for row in samples} == {policy_text(get_policy(policy, **options))}
     costs = {row["task"]: row for row in rows(out, "cost")}
     assert list(costs) == ["tiny_choice", "tiny_write"]
     assert all(row["seconds"] > 0 and row["prompt_tokens"] > 0 for row in costs.values())

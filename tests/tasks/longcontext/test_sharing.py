@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from longloom.evals.beginnings import alike, common_beginning
 from longloom.evals.ledger import Ledger
 from longloom.evals.lm import PolicyLM
 from longloom.kernels.huggingface.load import load_model
+from longloom.kernels.huggingface.weights import fingerprint
+from longloom.kernels.kvcache.heads import HeadProfile
 from longloom.kernels.kvcache.registry import get_policy
 from longloom.storage.manifest import MANIFEST
 from longloom.storage.refs import ArtifactRef
@@ -157,6 +160,78 @@ def test_a_policy_that_changes_the_prefill_takes_no_companions(loaded: Loaded, t
         build_lm(loaded, "full", companions={streaming: Ledger(tmp_path / "a", {})})
 
 
+RAZOR = {"induction": 0.25, "echo": 0.0, "window": 20, "compression": 4.0}
+
+
+@pytest.mark.parametrize("order", [("full", "razor"), ("razor", "full")])
+def test_a_policy_with_a_head_profile_shares_too(
+    model_folder: Path, records_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[str, str]
+) -> None:
+    profile = profile_of(model_folder)
+    options: dict[str, Any] = {"full": {}, "razor": RAZOR}
+    outs = {f"{how}-{name}": tmp_path / f"{how}-{name}" for how in ("alone", "shared") for name in order}
+    for out in outs.values():
+        out.mkdir()
+    for name in order:
+        backend = PolicyBackend(model_folder, name, options[name], device="cpu", heads=profile)
+        build(backend, records_folder, outs[f"alone-{name}"], **SETTINGS)
+    first, second = order
+    companion = Companion(second, options[second], outs[f"shared-{second}"])
+    first_backend = PolicyBackend(model_folder, first, options[first], "cpu", None, [companion], profile)
+    build(first_backend, records_folder, outs[f"shared-{first}"], **SETTINGS)
+    monkeypatch.setattr(lm_module, "generate", lambda *args, **options: pytest.fail("generated again"))
+    backend = PolicyBackend(model_folder, second, options[second], device="cpu", heads=profile)
+    build(backend, records_folder, outs[f"shared-{second}"], **SETTINGS)
+    for name in order:
+        assert result(outs[f"shared-{name}"]) == result(outs[f"alone-{name}"])
+    assert result(outs["alone-full"]) != result(outs["alone-razor"])
+
+
+def test_a_ledger_of_another_head_profile_is_not_taken(
+    model_folder: Path, records_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same heads in another order: other ones are protected."""
+    calls: list[int] = []
+    real = lm_module.generate
+
+    def note(*args: Any, **options: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    monkeypatch.setattr(lm_module, "generate", note)
+    profile = profile_of(model_folder)
+    other = replace(profile, induction=profile.induction[::-1])
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        build(PolicyBackend(model_folder, "razor", RAZOR, "cpu", heads=profile), records_folder, out, **SETTINGS)
+    calls.extend(range(10))
+    before = len(calls)
+    build(PolicyBackend(model_folder, "razor", RAZOR, "cpu", heads=other), records_folder, out, **SETTINGS)
+    assert len(calls) == before + 6  # all batches
+
+
+@pytest.mark.parametrize("name", ["razor", "full"])
+def test_a_profile_of_another_model_is_refused_before_anything_is_generated(
+    model_folder: Path, records_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(lm_module, "generate", lambda *args, **options: pytest.fail("generated"))
+    wrong = replace(profile_of(model_folder), weights="0123456789abcdef")
+    backend = PolicyBackend(model_folder, name, {}, device="cpu", heads=wrong)
+    message = r"^the head profile was made of weights 0123456789ab, this model has [0-9a-f]{12}; `longloom heads` makes"
+    with pytest.raises(ValueError, match=message):
+        build(backend, records_folder, tmp_path, **SETTINGS)
+
+
+def profile_of(model_folder: Path) -> HeadProfile:
+    """Made up: the first KV head of the second layer is the strongest."""
+    model, _ = load_model(model_folder, device="cpu")
+    scores = ((0.1, 0.2), (0.9, 0.3))
+    return HeadProfile(source="probe", weights=fingerprint(model), induction=scores, settings=(("list", [1]),))
+
+
 def result(folder: Path) -> list[bytes]:
     return [(folder / f"{table}.parquet").read_bytes() for table in ("samples", "scores")]
 
@@ -196,7 +271,7 @@ def test_siblings_are_opened_unless_they_are_there_or_being_built(
         from longloom.storage.stats import Stats
 
         for other in together:
-            with work.sibling(policy=other) as folder:
+            with work.sibling({"heads": "e" * 64 if other == "p" else None}, policy=other) as folder:
                 opened[other] = folder
                 if folder is not None:
                     (folder / "left").write_text(f"by {policy}")
@@ -209,7 +284,8 @@ def test_siblings_are_opened_unless_they_are_there_or_being_built(
 
     def go(policy: str, together: list[str]) -> ArtifactRef:
         parameters: Mapping[str, Any] = {"policy": policy, "together": together}
-        return _run(plan, store, {}, f"sweep-{policy}", {}, dict(parameters))
+        identity = {"data": "d" * 64} | ({"heads": "e" * 64} if policy == "p" else {})
+        return _run(plan, store, {}, f"sweep-{policy}", identity, dict(parameters))
 
     go("a", ["b", "c"])
     assert opened["b"].parent == opened["c"].parent == store.root / "work"
@@ -223,3 +299,7 @@ def test_siblings_are_opened_unless_they_are_there_or_being_built(
     assert opened["c"] is None  # being built
     assert not (store.open(ref) / LEDGER).exists()
     assert (store.open(ref) / MANIFEST).exists()
+    # One that has an input of its own is found by the others, and finds them.
+    go("e", ["p"])
+    assert store.verify(store.open(go("p", ["f"]))).values == {"left": "by e"}
+    assert store.verify(store.open(go("f", []))).values == {"left": "by p"}

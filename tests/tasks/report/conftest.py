@@ -212,6 +212,12 @@ def rag_fakes(tmp_path: Path) -> Fakes:
 
 
 @pytest.fixture(scope="session")
+def make_evaluation() -> Callable[..., None]:
+    """`write_evaluation`."""
+    return write_evaluation
+
+
+@pytest.fixture(scope="session")
 def make_rag_fakes() -> Callable[..., Fakes]:
     """`write_rag_fakes`, for fixtures that live longer than a test."""
     return write_rag_fakes
@@ -258,6 +264,7 @@ def write_evaluation(
     fixed: dict[str, float] | None = None,
     groups: tuple[str | None, ...] = (None,),
     recall: float | None = None,
+    cost: dict[str, Any] | None = None,
 ) -> None:
     """One evaluation artifact as tasks/longcontext/tables.py lays it out.
 
@@ -266,6 +273,7 @@ def write_evaluation(
         tokens: of a prompt, on average.
         count: samples a task; `groups` take turns.
         recall: mean gold recall, of every other sample.
+        cost: what each row of cost.parquet says instead.
     """
     samples = [
         {
@@ -297,15 +305,18 @@ def write_evaluation(
         }
         for task, metric in tasks.items()
     ]  # fmt: skip
-    cost = [
+    costs = [
         {
             "suite": suite, "task": task, "policy": policy, "retrieval": retrieval, "seconds": tokens / 100,
             "prompt_tokens": tokens * count, "new_tokens": 400,
             "peak_kv_bytes": 40 * tokens if policy == "full" else 9000,
+            "kv_bytes": 40 * tokens if policy == "full" else 9000,
+            "kv_bytes_mean": 30.0 * tokens if policy == "full" else 9000.0,
+            "decode_seconds": tokens / 1000, "decode_steps": 500, **(cost or {}),
         }
         for task in tasks
     ]  # fmt: skip
-    for name, rows in (("samples", samples), ("scores", scores), ("cost", cost)):
+    for name, rows in (("samples", samples), ("scores", scores), ("cost", costs)):
         _write(out / f"{name}.parquet", {key: pa.array([row[key] for row in rows], kinds.get(key)) for key in rows[0]})
 
 

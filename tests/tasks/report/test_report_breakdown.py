@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from longloom.tasks.report.breakdown import BOUNDS, bucket_name, by_group, by_length, over_tasks
-from longloom.tasks.report.costs import cost_rows, quality_by_bytes, seconds_of
+from longloom.tasks.report.costs import cost_rows, seconds_of
 from longloom.tasks.report.evaluation import Measured, read_evaluations
 from longloom.tasks.report.gather import gather
 from longloom.tasks.report.order import group_rank, natural, rank
-from longloom.tasks.report.views import evaluation_table, group_table, length_table, suite_means, task_group_table
+from longloom.tasks.report.views import evaluation_table, group_table, length_table, task_group_table
 
 V2 = "evaluation/base/longbench-v2/full"
 FULL = "evaluation/base/longbench/full"
@@ -208,16 +208,3 @@ def test_costs_count_failed_and_truncated(rag_fakes):
             assert row[name] == sum(task[name] for task in row["tasks"])
     seconds = seconds_of(evaluations.costs)
     assert seconds["base", "full", "bm25:words=100,k=5,order=rank", "longbench"] == pytest.approx(22.5)
-
-
-def test_quality_by_measured_bytes(rag_fakes):
-    evaluations = read_evaluations(rag_fakes.sections)
-    points = quality_by_bytes(evaluations.costs, evaluations.scores)
-    assert list(points) == ["longbench"]  # the others ran under one policy
-    means = suite_means(evaluations.scores, "longbench")
-    assert [(point["policy"], point["bytes"], point["score"]) for point in points["longbench"]] == [
-        ("full", 360_000, means["base", "full"]),
-        ("streaming:sink=4,window=28", 9000, means["base", "streaming:sink=4,window=28"]),
-    ]
-    unmeasured = [{**row, "peak_kv_bytes": 0 if row["policy"] == "full" else 9000} for row in evaluations.costs]
-    assert quality_by_bytes(unmeasured, evaluations.scores) == {}

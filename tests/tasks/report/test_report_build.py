@@ -58,9 +58,9 @@ def test_everything_is_shown(whole):
     assert stats.counts == {"sections": len(fakes.sections), "scores": 32, "samples": 8 * (3 * 50 + 80)}
     sections = {"pipeline", "corpus", "model", "coreset", "finetune", "evaluation", "needle", "cost", "answers"}
     assert sections | {"manifests"} <= set(page.ids)
-    # sources, training, induction, echo, shares, clusters, fine-tuning, a grid for each of 4 models x 2 policies, and
-    # scores by bytes of the KV cache for each of 2 suites
-    assert page.tags.count("svg") == 7 + 8 + 2
+    # sources, training, induction, echo, shares, clusters, fine-tuning, and a grid for each of 4 models x 2 policies
+    assert page.tags.count("svg") == 7 + 8
+    assert "kv" not in page.ids  # artifacts of an earlier version do not tell
     assert set(numbers) == {
         *("format", "title", "corpus", "index", "model", "coreset", "finetune", "evaluation", "manifests")
     }
@@ -75,8 +75,8 @@ def test_everything_is_shown(whole):
 
 def test_evaluations_of_today_are_shown(rag_fakes, tmp_path):
     _, page, numbers = report(rag_fakes, tmp_path / "out")
-    assert {"evaluation", "retrieval", "published", "cost", "answers"} <= set(page.ids)
-    # scores against prompt tokens, and by bytes of the KV cache for the one suite with two policies
+    assert {"evaluation", "kv", "retrieval", "published", "cost", "answers"} <= set(page.ids)
+    # scores against prompt tokens, and against the KV cache for the one suite with two policies
     assert page.tags.count("svg") == 2
     text = " ".join("".join(page.text).split())
     for part in numbers["evaluation"]["lengths"]:

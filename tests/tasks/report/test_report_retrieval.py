@@ -11,13 +11,13 @@ import pytest
 
 from longloom.tasks.report.differences import compare
 from longloom.tasks.report.evaluation import read_evaluations
-from longloom.tasks.report.figures import NEUTRAL, SERIES
+from longloom.tasks.report.figures import SERIES
 from longloom.tasks.report.gather import gather
 from longloom.tasks.report.intervals import mean_interval, strata_interval
 from longloom.tasks.report.render_compare import render_compare
 from longloom.tasks.report.retrieval import comparisons, line_name
 from longloom.tasks.report.retrieval_table import retrieval_lines
-from longloom.tasks.report.score_plots import retrieval_curves, score_by_bytes
+from longloom.tasks.report.score_plots import retrieval_curves
 from longloom.tasks.report.views import evaluation_table, suite_means
 
 FULL = "evaluation/base/longbench/full"
@@ -211,21 +211,6 @@ def test_the_plot_of_little(rag_fakes):
     for row in found["rows"]:
         row["prompt_tokens"] = None
     assert retrieval_curves(found) == ""
-
-
-def test_the_plot_of_policies():
-    points = [
-        {"model": model, "policy": policy, "bytes": size, "score": score}
-        for model in ("base", "<b>")
-        for policy, size, score in (("full", 9_000_000, 40.0), ("window", 1_000_000, 21.0))
-    ]
-    svg = score_by_bytes(points, suite="s", colours={"base": NEUTRAL, "<b>": SERIES[0]})
-    assert "&lt;b&gt;" in svg
-    assert "<b>" not in svg
-    for name in ("full", "window", "5 MB", "peak KV cache, measured"):
-        assert f">{name}<" in svg
-    same = [{**point, "bytes": 4096, "score": 0.5} for point in points]
-    assert "<path" in score_by_bytes(same, suite="s", colours={"base": NEUTRAL, "<b>": SERIES[0]})
 
 
 def test_compare_tells_retrievals_apart(rag_fakes):

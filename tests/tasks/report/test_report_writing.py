@@ -37,6 +37,11 @@ from longloom.tasks.report.markdown import safe
         (formats.duration, 59.96, "1 min 0 s"),
         (formats.duration, 75.4, "1 min 15 s"),
         (formats.duration, 3725, "1 h 2 min"),
+        (formats.milliseconds, 0.000123, "0.123 ms"),
+        (formats.milliseconds, 0.0009996, "1.00 ms"),
+        (formats.milliseconds, 0.04125, "41.2 ms"),
+        (formats.milliseconds, 1.2345, "1,234 ms"),
+        (formats.milliseconds, None, "–"),
         (formats.percent, 0.0523, "5.2%"),
         (formats.short_digest, "sha256:0123456789abcdef", "0123456789ab"),
         (formats.short_digest, None, "–"),
@@ -49,6 +54,14 @@ from longloom.tasks.report.markdown import safe
 )
 def test_formats(write, value, text):
     assert write(value) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [("a:k=1,b=2", "a:b=2"), ("a:b=2,k=0.5", "a:b=2"), ("a:k=1", "a"), ("a", "a"), ("a:", "a"), ("a:kk=1", "a:kk=1")],
+)
+def test_a_name_without_settings(name, left):
+    assert formats.without(name, ("k",)) == left
 
 
 def test_decimals():
