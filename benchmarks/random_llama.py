@@ -50,7 +50,8 @@ def random_llama(shape: Shape, dtype: torch.dtype, device: torch.device) -> PreT
     )
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    return model.eval().to(device)
+    made: PreTrainedModel = model.eval().to(device)
+    return made
 
 
 def random_profile(weights: str, shape: Shape, seed: int = 0) -> HeadProfile:

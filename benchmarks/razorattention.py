@@ -118,8 +118,8 @@ def decode_rows(shape: Shape, tokens: int, rounds: int, policy: RazorPolicy) -> 
         found = attend(everything, [everything.keep(prompt, turn)], new, turn)
         agree("razor with all heads protected, full", found, attend(full, [full.keep(prompt, turn)], new, turn), 1e-5)
 
-    ours = [razor.keep(prompt, turn) for prompt in given]
-    whole = [full.keep(prompt, turn) for prompt in given]  # each takes a copy when it first appends
+    ours: list[Any] = [razor.keep(prompt, turn) for prompt in given]
+    whole: list[Any] = [full.keep(prompt, turn) for prompt in given]  # each takes a copy when it first appends
     smaller = round(sum(state.bytes() for state in whole) / sum(state.bytes() for state in ours), 3)
     del given
     for state in ours:
@@ -244,8 +244,7 @@ def profile_rows(shape: Shape, layers: int, period: int, repeats: int, seeds: Se
     query, key = (torch.randn(heads, tokens, shape.head_dim) for heads in (shape.heads, shape.kv_heads))
     probe = partial(head_probe, query, key, period, scale=scale, offsets=range(min(DISPLACEMENTS, period)))
     agree("head probe, dense", probe()[0, :2], dense_scores(query[0], key[0], period, scale), 1e-4)
-    runs = [resident(probe) for _ in seeds]
-    row = _memory_row(f"head probe of a layer, {tokens} tokens, {shape.heads} heads", runs)
+    row = _memory_row(f"head probe of a layer, {tokens} tokens, {shape.heads} heads", [resident(probe) for _ in seeds])
     rows = [held_to(row | {"one_matrix_bytes": matrix}, row["extra_bytes"], matrix, most=True)]
 
     model = random_llama(replace(shape, layers=layers), torch.float32, torch.device("cpu"))
@@ -289,10 +288,11 @@ def compression_row(shape: Shape, layers: int, tokens: int, rounds: int, policy:
         began = time.perf_counter()
         kept = cache.kept_by(razor, rope_of(model))
         times["compression"].append(time.perf_counter() - began)
-        found = sum(int(layer.state.cache.host_len.sum()) for layer in kept.layers)
+        held: list[Any] = kept.layers
+        found = sum(int(layer.state.cache.host_len.sum()) for layer in held)
         if found != slots:
             raise SystemExit(f"compression: kept {found} tokens for {slots}, so there is no speed to tell")
-        del cache, kept
+        del cache, kept, held
     shares = sorted(some / whole for whole, some in zip(times["prefill"], times["compression"], strict=True))
     row: Row = {
         "name": f"compression after a prefill, {tokens} tokens, {layers} of {shape.layers} layers of a 1B model",

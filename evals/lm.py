@@ -25,6 +25,7 @@ from longloom.evals.beginnings import alike, common_beginning
 from longloom.evals.ledger import Ledger
 from longloom.evals.protocol import Failure, encode
 from longloom.evals.suite_lm import COSTS, Job, Outcome, Row, SuiteLM
+from longloom.kernels.huggingface.attention import policy_attention
 from longloom.kernels.huggingface.generate import Generation, Prefix, generate, loglikelihood, read_prefix
 from longloom.kernels.kvcache.base import KVPolicy, SharedPrefillPolicy
 
@@ -78,7 +79,7 @@ class PolicyLM(SuiteLM):
         companions: other KV policies that share their prefill with this one, with the ledgers that get their answers.
 
     Raises:
-        ValueError: companions that cannot share the prefill.
+        ValueError: companions that cannot share the prefill, a policy that does not fit the model.
     """
 
     def __init__(
@@ -108,6 +109,9 @@ class PolicyLM(SuiteLM):
         alone = [policy.name for policy in self._policies if not isinstance(policy, SharedPrefillPolicy)]
         if self._companions and alone:
             raise ValueError(f"KV policy {alone[0]!r} changes the prefill and shares it with no other")
+        for each in self._policies:
+            with policy_attention(model, each):  # says what does not fit, which would else fail with every prompt
+                pass
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation given its context, and whether it is the greedy one."""

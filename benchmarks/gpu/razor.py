@@ -103,7 +103,7 @@ def vector(shape: Shape) -> int:
 def weight_bytes(model: PreTrainedModel) -> tuple[int, int]:
     """Of all weights, and of those that a step reads: of the embedding it is a row."""
     held = sum(part.numel() * part.element_size() for part in model.parameters())
-    embedding = model.get_input_embeddings().weight
+    embedding = next(model.get_input_embeddings().parameters())
     return held, held - embedding.numel() * embedding.element_size()
 
 
@@ -196,8 +196,8 @@ def _repeat(step: Callable[[], object], times: int) -> None:
 
 def make_room(cache: PolicyCache, tokens: int) -> None:
     """Let every layer take so many tokens without moving, so that the graph of a step stays valid."""
-    for layer in cache.layers:
-        state: Any = layer.state
+    layers: list[Any] = cache.layers
+    for state in (layer.state for layer in layers):
         if isinstance(state, CompressedState):
             assert state.cache is not None
             state.cache.grow(tokens)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 #: Numbers of each parameter that are looked at.
 SAMPLES = 64
-
-_KNOWN: WeakKeyDictionary[nn.Module, tuple[int, str]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -20,18 +17,17 @@ def fingerprint(model: nn.Module) -> str:
 
     The numbers are rounded to bfloat16, so a model keeps its fingerprint when it is loaded in float32 or bfloat16; in
     float16 it has another one. Any training step changes it. It is no proof against someone who wants to deceive.
+
+    Nothing is remembered from call to call, for a tensor does not tell every change (`parameter.data` is written to
+    unseen). A call takes 0.5 ms on a model of four layers.
     """
-    parameters = sorted(model.named_parameters())
-    version = sum(parameter._version for _, parameter in parameters if not parameter.is_inference())
-    known = _KNOWN.get(model)
-    if known is not None and known[0] == version:
-        return known[1]
     digest = hashlib.sha256()
-    for name, parameter in parameters:
+    for name, parameter in sorted(model.named_parameters()):
         flat = parameter.detach().reshape(-1)
-        places = torch.linspace(0, max(0, len(flat) - 1), min(SAMPLES, len(flat)), dtype=torch.float64)
-        numbers = flat[places.long().to(flat.device)].to("cpu", torch.bfloat16)
+        count = min(SAMPLES, len(flat))
+        # In whole numbers: those of `linspace` may be rounded differently on another processor.
+        places = torch.arange(count, device=flat.device) * (len(flat) - 1) // max(1, count - 1)
+        numbers = flat[places].to("cpu", torch.bfloat16)
         digest.update(f"{name} {list(parameter.shape)} ".encode())
         digest.update(numbers.view(torch.int16).numpy().astype("<i2").tobytes())
-    _KNOWN[model] = version, digest.hexdigest()
     return digest.hexdigest()

@@ -109,6 +109,8 @@ class HeadProfile:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"head profile {path}: {type(error).__name__}: {error}, expected it whole") from None
+        except ValueError as error:
+            raise ValueError(f"head profile {path}: {str(error).removeprefix('head profile: ')}") from None
 
 
 def _shape(scores: Scores) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 
 from longloom.kernels.attention.compress import compress
-from longloom.kernels.attention.pages import RaggedKV
+from longloom.kernels.attention.pages import UNLIMITED, RaggedKV
 from longloom.kernels.kvcache.base import Rope
 from longloom.kernels.kvcache.compressed import CompressedPolicy, tokens_of
 from longloom.kernels.kvcache.heads import HeadProfile
@@ -67,7 +67,8 @@ class RazorPolicy(CompressedPolicy):
         assert prompt.values is not None
         kv_heads = prompt.keys.shape[1]
         protected = self._protected(prompt.layer, kv_heads)
-        windows = [max(self.window, int(tokens / self.compression)) for tokens in tokens_of(prompt)]
+        most = UNLIMITED - self.sink  # more than any prompt has
+        windows = [min(max(self.window, int(tokens / self.compression)), most) for tokens in tokens_of(prompt)]
         window = torch.tensor(windows, dtype=torch.int32)[:, None].repeat(1, kv_heads)
         window[:, protected] = -1
         return compress(

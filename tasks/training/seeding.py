@@ -39,7 +39,7 @@ def seed_induction(model: LlamaForCausalLM, *, seed: int) -> None:
     out as it came in: with tied embeddings, as a vote for that token.
 
     Args:
-        model: freshly initialised, tied embeddings, two layers or more.
+        model: freshly initialised, tied embeddings, two layers or more, wider than a head.
         seed: for the random subspaces.
     """
     config = model.config
@@ -47,6 +47,7 @@ def seed_induction(model: LlamaForCausalLM, *, seed: int) -> None:
     assert config.head_dim is not None
     size, width = config.head_dim, config.hidden_size
     assert config.num_key_value_heads is not None
+    assert width > size
     group = config.num_attention_heads // config.num_key_value_heads
     generator = torch.Generator().manual_seed(seed)
     # u, P and S are orthogonal to each other where the width has room for all of them.
@@ -97,5 +98,5 @@ def _previous(config: LlamaConfig) -> tuple[Tensor, Tensor]:
     half = config.head_dim // 2
     theta = float(base) ** (-torch.arange(half) / half)
     key = torch.zeros(2 * half)
-    key[:PAIRS] = 1.0
+    key[: min(PAIRS, half)] = 1.0
     return torch.cat((key[:half] * torch.cos(theta), -key[:half] * torch.sin(theta))), key

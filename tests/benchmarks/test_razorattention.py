@@ -29,7 +29,9 @@ def test_a_decode_steps_rows():
         "at_least": 2.2,
         "met": full["ratio"][1] >= 2.2,
     }
-    assert all(value > 0 for value in (*full["room_ms_a_token"], full["ratio_with_room"], *sdpa["ratio"]))
+    assert full["smaller"] > 1.5
+    assert len(full["room_ms_a_token"]) == 2
+    assert sdpa["ratio"] == sorted(sdpa["ratio"])
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_no_time_is_told_of_a_wrong_probe(monkeypatch):
 def test_compressions_share_of_a_prefill():
     row = razorattention.compression_row(replace(SHAPE, layers=9), 3, 700, 2, POLICY)
     assert row["name"] == "compression after a prefill, 700 tokens, 3 of 9 layers of a 1B model"
-    assert 0 < row["share"][0] <= row["share"][1] <= row["share"][2]
+    assert row["share"] == sorted(row["share"])
     assert row["target"]["found"] == row["share"][2]
 
 

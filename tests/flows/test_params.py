@@ -14,6 +14,7 @@ from longloom.flows.params import (
     CorpusParams,
     EvaluateParams,
     FinetuneParams,
+    HeadsParams,
     IndexParams,
     InstructionsParams,
     ModelParams,
@@ -25,7 +26,7 @@ from longloom.flows.params import (
 
 ALL = (
     *(CorpusParams, IndexParams, ModelParams, PretrainParams, InstructionsParams),
-    *(CoresetParams, FinetuneParams, EvaluateParams, PipelineParams),
+    *(CoresetParams, FinetuneParams, EvaluateParams, HeadsParams, PipelineParams),
 )
 
 

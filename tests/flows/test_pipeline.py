@@ -10,6 +10,7 @@ import pytest
 
 from longloom.flows.params import STAGES, PipelineParams
 from longloom.flows.pipeline import pipeline
+from longloom.kernels.kvcache.registry import names
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import list_runs
 from longloom.storage.store import Store
@@ -227,7 +228,7 @@ def test_errors_inside_of_tasks(run: Run, inputs: Path, root: Path, tmp_path: Pa
         ((*evaluate, "nope"), "unknown suite 'nope'; known: chatrag, infinitebench, leval, "),
         (
             (*evaluate, "records", "--policies", "nope"),
-            "unknown KV policy 'nope'; known: full, knorm, recent, snapkv, streaming",
+            f"unknown KV policy 'nope'; known: {', '.join(names())}",
         ),
         ((*evaluate, "records", "--policies", "streaming:a=1"), "KV policy 'streaming' has no option 'a'"),
         ((*evaluate, "records", "--tasks", "nope"), "suite 'records' has no task 'nope'; known: copy"),
@@ -235,7 +236,7 @@ def test_errors_inside_of_tasks(run: Run, inputs: Path, root: Path, tmp_path: Pa
         (("pipeline", "--coreset.methods", "nope"), "unknown selection method 'nope'; known: random, tagcos"),
         (
             ("pipeline", "--evaluate.policies", "nope"),
-            "unknown KV policy 'nope'; known: full, knorm, recent, snapkv, streaming",
+            f"unknown KV policy 'nope'; known: {', '.join(names())}",
         ),
     ]:
         code, out, err = run(*command)

@@ -217,6 +217,32 @@ def test_a_profile_serves_its_own_weights_alone(model_folder: Path, loaded: Load
         pass
 
 
+def write_model(model_type: str, settings: dict[str, Any], tokenizer: Path, folder: Path) -> Path:
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    config = AutoConfig.for_model(
+        model_type, vocab_size=300, hidden_size=24, bos_token_id=0, eos_token_id=0, **settings
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_layers_with_a_sliding_window_are_named(model_folder: Path, tmp_path: Path) -> None:
+    settings = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
+    folder = write_model("qwen2", settings, model_folder, tmp_path / "model")
+    stats = build(folder, tmp_path, probe=PROBE, **PLACE)
+    assert stats.values["sliding_layers"] == [0]
+    windowed, full = HeadProfile.read(tmp_path / "heads.json").induction
+    assert windowed == (0, 0)
+    assert min(full) > 0
+
+
 @pytest.mark.parametrize(
     ("model_type", "settings", "expected"),
     [
@@ -232,13 +258,9 @@ def test_a_profile_serves_its_own_weights_alone(model_folder: Path, loaded: Load
 def test_models_that_have_no_profile(
     model_type: str, settings: dict[str, Any], expected: str, model_folder: Path, tmp_path: Path
 ) -> None:
-    folder, out = tmp_path / "model", tmp_path / "out"
+    folder = write_model(model_type, settings, model_folder, tmp_path / "model")
+    out = tmp_path / "out"
     out.mkdir()
-    AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
-    config = AutoConfig.for_model(
-        model_type, vocab_size=300, hidden_size=24, bos_token_id=0, eos_token_id=0, **settings
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     scores = tmp_path / "scores.tsv"
     np.savetxt(scores, np.zeros((2, 2)), delimiter="\t")
     for changes in (

@@ -27,6 +27,11 @@ def build(loaded: Loaded, **change: Any) -> PolicyLM:
     return PolicyLM(*loaded, get_policy("full"), **{"batch_size": 3, "max_length": None, **change})
 
 
+def test_a_policy_that_does_not_fit_is_refused_at_once(loaded: Loaded) -> None:
+    with pytest.raises(ValueError, match=r"^KV policy 'razor' needs the model's head profile: `longloom heads` makes"):
+        PolicyLM(*loaded, get_policy("razor"), batch_size=3, max_length=None)
+
+
 def instance(number: int, arguments: tuple[Any, ...], doc: dict[str, Any] | None = None) -> Instance:
     kind = "generate_until" if isinstance(arguments[-1], dict) else "loglikelihood"
     return Instance(kind, doc or {}, arguments, 0, metadata=("task", number, 1))
