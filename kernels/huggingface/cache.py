@@ -98,15 +98,24 @@ class PolicyCache(Cache):
         """A copy that goes on by itself."""
         return PolicyCache(layer.state.fork() for layer in self._policy_layers)
 
-    def kept_by(self, policy: SharedPrefillPolicy[Any], rope: Rope | Alibi) -> PolicyCache:
+    def kept_by(self, policy: SharedPrefillPolicy[Any], rope: Rope | Alibi, *, last: bool = False) -> PolicyCache:
         """What the policy keeps of this cache, which holds the states of a `PromptPolicy`.
 
         A layer with a sliding window has another state, which is no policy's business: it is copied.
+
+        Args:
+            policy: keeps a part of every layer.
+            rope: the model's positions.
+            last: nobody needs this cache any more: every layer is emptied as soon as it is compressed, so that never
+                more than one is held twice.
         """
-        states = [layer.state for layer in self._policy_layers]
-        return PolicyCache(
-            policy.keep(state, rope) if isinstance(state, PromptState) else state.fork() for state in states
-        )
+        kept = []
+        for layer in self._policy_layers:
+            state = layer.state
+            kept.append(policy.keep(state, rope) if isinstance(state, PromptState) else state.fork())
+            if last:
+                layer.state = type(state)(state.layer, layers=state.layers)
+        return PolicyCache(kept)
 
     def take(self, layer: int, key: Tensor) -> LayerState:
         """The layer's state to attend with, for exactly the keys that the layer's `update` last handed through.

@@ -170,9 +170,12 @@ def generate(
             began = _now(model)
             assert held is not None
             policy = policies[member]
-            own = held.kept_by(policy, encodings[member]) if isinstance(policy, SharedPrefillPolicy) else held
+            last = member == prefill.members[-1]
+            own = held
+            if isinstance(policy, SharedPrefillPolicy):
+                own = held.kept_by(policy, encodings[member], last=last)
             compressed = _now(model)
-            if member == prefill.members[-1]:
+            if last:
                 held = None  # what was evicted is freed before the answer
             with policy_attention(model, policy, cache=own):
                 ids, steps = _decode(model, own, logits.clone(), mask, ends, max_new_tokens, min_new_tokens)
@@ -221,7 +224,7 @@ def loglikelihood(
     (prefill,) = _prefills([policy])
     with policy_attention(model, prefill.policy) as cache:
         logits = _feed(model, cache, torch.tensor([list(context)], device=model.device), None)
-    own = cache.kept_by(policy, encoding) if isinstance(policy, SharedPrefillPolicy) else cache
+    own = cache.kept_by(policy, encoding, last=True) if isinstance(policy, SharedPrefillPolicy) else cache
     del cache
     with policy_attention(model, policy, cache=own):
         total, greedy = _score(logits, targets[:1])
