@@ -67,7 +67,7 @@ class RazorPolicy(CompressedPolicy):
         assert prompt.values is not None
         kv_heads = prompt.keys.shape[1]
         protected = self._protected(prompt.layer, kv_heads)
-        most = UNLIMITED - self.sink  # more than any prompt has
+        most = max(1, UNLIMITED - self.sink)  # more than any prompt has
         windows = [min(max(self.window, int(tokens / self.compression)), most) for tokens in tokens_of(prompt)]
         window = torch.tensor(windows, dtype=torch.int32)[:, None].repeat(1, kv_heads)
         window[:, protected] = -1

@@ -54,6 +54,13 @@ CASES = [
     Case("h2o", {"budget": 400}, {"budget": 9}, lambda n: 10, evicts=True),  # with their sums and slots
     Case("knorm", {"budget": 400}, {"budget": 9}, lambda n: 9 + 64, evicts=True),
     Case("pyramidkv", {"budget": 400, "window": 5}, {"budget": 9, "window": 3}, lambda n: 18 + 64, evicts=True),
+    Case(
+        "razor",
+        {"heads": PROFILE, "window": 396},
+        {"heads": PROFILE, "window": 5, "compression": 40, "sink": 3},
+        lambda n: n + 64,  # half of the heads keep everything
+        evicts=True,
+    ),
     Case("razor-alibi", {"eps": 1e-300}, {"eps": 0.5}, lambda n: n + 64, evicts=True),
     Case("recent", {"budget": 400}, {"budget": 9, "sink": 2}, lambda n: 9 + 64, evicts=True),
     Case("snapkv", {"budget": 400, "window": 5}, {"budget": 9, "window": 3}, lambda n: 9 + 64, evicts=True),
