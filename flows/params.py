@@ -417,6 +417,20 @@ class PipelineParams(Params):
     evaluate: PipelineEvaluateParams = PipelineEvaluateParams()
     records: int = Field(default=24, ge=1, description="evaluation records a task derived from held-out modules")
     retrieval: PipelineRetrievalParams = PipelineRetrievalParams()
+    sweep: list[str] = Field(
+        default=[
+            "razor:induction=0.25,window=28,compression=1000",
+            "razor:induction=0.25,window=92,compression=1000",
+            "razor:induction=0.25,window=220,compression=1000",
+            "snapkv:budget=0.15",
+            "snapkv:budget=0.3",
+            "snapkv:budget=0.6",
+            "recent:budget=0.15",
+            "recent:budget=0.3",
+            "recent:budget=0.6",
+        ],
+        description="further KV policies to measure on the model of the whole pool, beside evaluate.policies",
+    )
     rag: bool = Field(
         default=True, description="measure retrieval against the whole context, on the model of the whole pool"
     )
@@ -438,6 +452,13 @@ class PipelineParams(Params):
         if self.evaluate.heads is not None:
             raise ValueError("evaluate.heads: a pipeline makes the head profiles of its models itself; expected none")
         return self
+
+    @field_validator("sweep")
+    @classmethod
+    def _sweep(cls, value: list[str]) -> list[str]:
+        for text in value:
+            parse_policy(text)
+        return value
 
     @model_validator(mode="after")
     def _has_records(self) -> PipelineParams:

@@ -9,7 +9,7 @@ from longloom.flows.coreset import coresets_of
 from longloom.flows.evaluate import check_evaluation, evaluations_of
 from longloom.flows.index import tokenizer_of
 from longloom.flows.model import model_of
-from longloom.flows.params import DEFAULT_STORE, STAGES, STANDARD_LIBRARY, PipelineParams, StageName
+from longloom.flows.params import DEFAULT_STORE, STAGES, STANDARD_LIBRARY, EvaluateParams, PipelineParams, StageName
 from longloom.flows.rag import check_rag, retrieved
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
@@ -44,7 +44,7 @@ class _Range:
 def pipeline(params: PipelineParams = PipelineParams(), store: str = DEFAULT_STORE) -> dict[str, ArtifactRef]:  # noqa: B008
     """From a corpus and instructions to a trained, evaluated model and a report; without parameters, the demo."""
     check_methods(params.coreset.methods)
-    check_evaluation(params.evaluate)
+    check_evaluation(_swept(params))
     if params.rag:
         check_rag(params.evaluate.suite, params.retrieval)
     stages = _Range(store, params.from_stage, params.until_stage)
@@ -113,16 +113,23 @@ def _evaluate(params: PipelineParams, store: Store, log: RunLog, models: dict[st
         data = log.add("records", records)
     if data is None and params.evaluate.suite == "needle":
         data = haystack
-    asked = params.evaluate
-    tasks = asked.tasks or None
+    tasks = params.evaluate.tasks or None
     for label, model in models.items():
+        asked = _swept(params) if label == "all" else params.evaluate
         evaluations_of(store, log, label, model, asked, suite=asked.suite, data=data, tasks=tasks)
         if params.needle and asked.suite != "needle":
             evaluations_of(store, log, label, model, asked, suite="needle", data=haystack, tasks=["single"])
     if params.rag:  # on the last model: that of the whole pool, if there is one
+        asked = params.evaluate
         one = asked.model_copy(update={"policies": asked.policies[:1]})
         for passages in retrieved(store, log, model, one, params.retrieval, suite=asked.suite, data=data, tasks=tasks):
             evaluations_of(store, log, label, model, one, suite=asked.suite, data=data, tasks=tasks, passages=passages)
+
+
+def _swept(params: PipelineParams) -> EvaluateParams:
+    """What the model of the whole pool is asked: the sweep's KV policies too, those that are there once."""
+    policies = dict.fromkeys([*params.evaluate.policies, *params.sweep])
+    return params.evaluate.model_copy(update={"policies": list(policies)})
 
 
 def _name(source: str) -> str:

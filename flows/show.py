@@ -71,12 +71,12 @@ def scores_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def retrieval_table(rows: list[dict[str, Any]]) -> Table:
-    """Scores with retrieval, a row a label and a column a task: sweeps have many labels."""
+def lines_table(rows: list[dict[str, Any]], head: str) -> Table:
+    """Scores with a row a label and a column a task: sweeps of policies or of retrieval have many labels."""
     tasks = list(dict.fromkeys((row["suite"], row["task"]) for row in rows))
     suites = {suite for suite, _ in tasks}
     names = [task if len(suites) == 1 else f"{suite} {task}" for suite, task in tasks]
-    table = Table("context", *names, box=None, pad_edge=False)
+    table = Table(head, *names, box=None, pad_edge=False)
     grouped: dict[str, dict[tuple[str, str], str]] = {}
     for row in rows:
         grouped.setdefault(row["label"], {})[row["suite"], row["task"]] = _score(row)
@@ -96,10 +96,13 @@ def _score(row: dict[str, Any]) -> str:
 def _print_scores(rows: list[dict[str, Any]]) -> None:
     direct = [row for row in rows if row["retrieval"] is None]
     retrieved = [row for row in rows if row["retrieval"] is not None]
-    if direct:
-        console().print(scores_table(direct))
+    swept = [row for row in direct if ":" in row["label"]]  # a policy with several settings: too many for columns
+    if plain := [row for row in direct if row not in swept]:
+        console().print(scores_table(plain))
+    if swept:
+        console().print(lines_table(swept, "sweep"))
     if retrieved:
-        console().print(retrieval_table(retrieved))
+        console().print(lines_table(retrieved, "context"))
 
 
 def show_evaluations(found: dict[str, ArtifactRef], store: str, *, as_json: bool) -> None:

@@ -114,6 +114,22 @@ def test_it_comes_to_the_report(first: Refs, root: Path) -> None:
     assert (run.flow, run.state, run.stages) == ("pipeline", "completed", first)
 
 
+def test_the_model_of_the_whole_pool_meets_the_sweep_too(first: Refs, inputs: Path, root: Path) -> None:
+    swept = ["razor:window=8,compression=100", POLICIES[1], "snapkv:budget=0.5,window=4"]
+    found = pipeline(params_of(inputs, full_pool=True, sweep=swept, rag=False), store=str(root))
+    assert set(first) - set(found) == {label for label in first if "bm25" in label or label.startswith("retrieval/")}
+    assert {label for label in found if "/all" in label} == {
+        *("finetune/all", "heads/all"),
+        *(
+            f"evaluation/all/{suite}/{policy}"
+            for suite in ("records", "needle")
+            for policy in (*POLICIES, "razor", "snapkv")
+        ),
+    }
+    page = (Store(root).open(found["report"]) / "index.html").read_text()
+    assert "Quality and KV cache" in page
+
+
 def test_again_nothing_changes(first: Refs, inputs: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in root.glob("artifacts/*/*/*")}
     assert pipeline(params_of(inputs), store=str(root)) == first

@@ -225,6 +225,7 @@ def write_inputs(folder: Path) -> PipelineParams:
             "coreset": {"methods": ["random"], "share": 0.2, "max_length": 64},
             "finetune": {"epochs": 1, "max_length": 64, "batch": 4},
             "evaluate": {"suite": "records", "data": "inputs/records", "policies": ["full"]},
+            "sweep": [],
             "needle": False,
             "full_pool": False,
         }

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from longloom.flows.show import retrieval_table, scores_table
+from longloom.flows.show import lines_table, scores_table
 from longloom.storage.catalog import Catalog
 from longloom.storage.store import Store
 
@@ -58,7 +58,7 @@ def test_retrieval_has_a_row_a_label() -> None:
         for label, value in (("base full bm25:k=5", 20.0), ("base full bm25:k=20", 30.0))
         for task in ("qasper", "hotpotqa")
     ]
-    table = retrieval_table(rows[:-1])
+    table = lines_table(rows[:-1], "context")
     assert [column.header for column in table.columns] == ["context", "qasper", "hotpotqa"]
     assert [list(column.cells) for column in table.columns] == [
         ["base full bm25:k=5", "base full bm25:k=20"],
@@ -66,6 +66,6 @@ def test_retrieval_has_a_row_a_label() -> None:
         ["20.00", ""],
     ]
     other = [{**rows[0], "suite": "leval"}]
-    assert [column.header for column in retrieval_table(rows + other).columns][1:] == [
+    assert [column.header for column in lines_table(rows + other, "context").columns][1:] == [
         *("longbench qasper", "longbench hotpotqa", "leval qasper")
     ]
