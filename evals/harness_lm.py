@@ -8,15 +8,17 @@ The package makes the name known to lm-eval by itself (evals/plugin.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lm_eval.utils import simple_parse_args_string
 
 from longloom.evals.lm import PolicyLM
 from longloom.kernels.huggingface.load import load_model
+from longloom.kernels.kvcache.heads import HeadProfile
 from longloom.kernels.kvcache.registry import get_policy
 
-_ARGUMENTS = ("pretrained", "kv_policy", "device", "dtype", "batch_size", "max_length")
+_ARGUMENTS = ("pretrained", "kv_policy", "heads", "device", "dtype", "batch_size", "max_length")
 
 #: The command's own device, which it hands over whether or not anybody asked for it.
 _UNASKED_DEVICE = "cuda:0"
@@ -28,6 +30,7 @@ class HarnessLM(PolicyLM):
     Args:
         pretrained: a model folder, or a name on the hub.
         kv_policy: a KV policy's name.
+        heads: the model's head profile, a file that `longloom heads` wrote, for policies that protect heads.
         device, dtype: as `load_model` takes them.
         batch_size: prompts a batch.
         max_length: limit on a prompt's tokens before the chat template; None: what the model's window leaves.
@@ -42,12 +45,15 @@ class HarnessLM(PolicyLM):
         *,
         pretrained: str,
         kv_policy: str = "full",
+        heads: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
         batch_size: int | str = 1,
         max_length: int | None = None,
         **options: Any,
     ) -> None:
+        if heads is not None:
+            options["heads"] = HeadProfile.read(Path(heads))
         try:
             policy = get_policy(kv_policy, **options)
         except ValueError as error:

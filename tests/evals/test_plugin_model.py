@@ -17,6 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from longloom.evals import plugin
 from longloom.evals.harness_lm import HarnessLM
+from longloom.kernels.huggingface.weights import fingerprint
+from longloom.kernels.kvcache.heads import HeadProfile
 from longloom.kernels.kvcache.registry import get_policy
 
 TASKS = Path(__file__).resolve().parents[2] / "evals" / "longbench"
@@ -132,6 +134,15 @@ def test_arguments_of_lm_eval(model_folder: Path) -> None:
     assert (lm._batch_size, lm._policies[0].name) == (4, "full")
 
 
+def test_a_head_profile_comes_from_its_file(model_folder: Path, tmp_path: Path) -> None:
+    weights = fingerprint(LlamaForCausalLM.from_pretrained(model_folder))
+    HeadProfile("probe", weights, ((0.1, 0.9), (0.2, 0.3))).write(tmp_path / "heads.json")
+    lm = HarnessLM.create_from_arg_string(
+        f"pretrained={model_folder},kv_policy=razor,heads={tmp_path / 'heads.json'},window=8,device=cpu"
+    )
+    assert lm._policies[0] == get_policy("razor", window=8, heads=HeadProfile.read(tmp_path / "heads.json"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "config", "message"),
     [
@@ -146,6 +157,11 @@ def test_arguments_of_lm_eval(model_folder: Path) -> None:
             "pretrained=FOLDER,kv_policy=streaming,sink=4",
             {},
             r"^--model_args: KV policy 'streaming' needs the option 'wi",
+        ),
+        (
+            "pretrained=FOLDER,kv_policy=razor",
+            {},
+            r"^KV policy 'razor' needs the model's head profile: `longloom heads`",
         ),
         ("pretrained=FOLDER,kv_policy=raisor", {}, r"^--model_args: unknown KV policy 'raisor'; known: "),
         ("pretrained=FOLDER", {"max_batch_size": 8}, r"^--model_args: KV policy 'full' has no option 'max_batch_size'"),
