@@ -79,6 +79,11 @@ class CompressedPolicy(SharedPrefillPolicy[CompressedState]):
             return output
         if state.cache is None:
             assert state.prompt is not None
+            if start is not None and bool((start > state.seen).any()):
+                raise ValueError(
+                    f"KV policy {self.name!r}: prompts end before the first token that is fed alone, here after "
+                    f"{state.seen}, found a row that is padding beyond that: feed more tokens at once"
+                )
             state.cache, state.prompt = self.compress(state.prompt, rope), None
         positions = positions_of(state.seen, length, start, key.device)
         query, key = rope.rotate(query, positions), rope.rotate(key, positions)

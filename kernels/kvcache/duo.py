@@ -125,7 +125,8 @@ class DuoPolicy(KVPolicy[DuoState]):
         scaling: float,
     ) -> Tensor:
         """One token a row of the streaming heads: it takes the place of the one that leaves the window."""
-        position = torch.tensor([begin], device=key.device) if start is None else begin - start
+        # Filled on the device: a tensor made of a list is copied there, and the host waits for that in every layer.
+        position = torch.full((1,), begin, device=key.device) if start is None else begin - start
         # Padding goes to place 0, where the row's first token will follow, and sees itself: nothing would be NaN.
         position = position.clamp(min=0)
         index = self._places(position)[:, None, None, None].expand_as(key)

@@ -32,6 +32,8 @@ class HeadProfile:
             alone matters.
         echo: attention to the occurrences themselves; None: not known.
         settings: how they were found (tokens, repeats, seed, ...), for the reader.
+        sliding_layers: layers that attend to a sliding window, in order: KV policies leave them alone, so their heads
+            are not ranked, whatever their scores.
     """
 
     source: str
@@ -39,6 +41,7 @@ class HeadProfile:
     induction: Scores
     echo: Scores | None = None
     settings: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
+    sliding_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         shape = _shape(self.induction)
@@ -50,22 +53,41 @@ class HeadProfile:
             wrong = [value for row in scores for value in row if not math.isfinite(value)]
             if wrong:
                 raise ValueError(f"head profile: {name} holds {wrong[0]}, expected finite scores")
+        sliding = self.sliding_layers
+        if any(type(layer) is not int for layer in sliding) or list(sliding) != sorted(
+            set(sliding) & {*range(shape[0])}
+        ):
+            raise ValueError(
+                f"head profile: sliding_layers is {list(sliding)}, expected layers of 0 to {shape[0] - 1} in order"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
         """Layers and KV heads a layer."""
         return _shape(self.induction)
 
+    @property
+    def ranked(self) -> list[tuple[int, int]]:
+        """The heads (layer, KV head) that `chosen` chooses from, in order."""
+        layers, heads = self.shape
+        return [(layer, head) for layer in range(layers) if layer not in self.sliding_layers for head in range(heads)]
+
     def chosen(self, *, induction: float, echo: float) -> frozenset[tuple[int, int]]:
         """The retrieval heads (layer, KV head): the best shares by either score, together.
 
-        Of n heads round(share * n) are taken, at least one if the share is not 0; of equal scores the first.
+        Of n ranked heads round(share * n) are taken, at least one if the share is not 0; of equal scores the first.
 
         Args:
-            induction, echo: shares of all KV heads, 0 to 1 (the paper: 0.14 and 0.01). A profile without echo scores
-                has none to give.
+            induction, echo: shares of the ranked heads, 0 to 1 (the paper: 0.14 and 0.01). A profile without echo
+                scores has none to give.
         """
-        return frozenset(_best(self.induction, induction)) | frozenset(_best(self.echo or (), echo))
+        found = frozenset(self._best(self.induction, induction))
+        return found if self.echo is None else found | frozenset(self._best(self.echo, echo))
+
+    def _best(self, scores: Scores, share: float) -> list[tuple[int, int]]:
+        heads = self.ranked
+        count = max(1, round(share * len(heads))) if share else 0
+        return sorted(heads, key=lambda head: -scores[head[0]][head[1]])[:count]
 
     def write(self, path: Path) -> None:
         """As JSON."""
@@ -78,6 +100,7 @@ class HeadProfile:
             "kv_heads": self.shape[1],
             "induction": self.induction,
             "echo": self.echo,
+            "sliding_layers": self.sliding_layers,
             "settings": dict(self.settings),
         }
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8", newline="\n")
@@ -106,6 +129,7 @@ class HeadProfile:
                 induction=_scores(content["induction"]),
                 echo=None if content["echo"] is None else _scores(content["echo"]),
                 settings=tuple(content["settings"].items()),
+                sliding_layers=tuple(content.get("sliding_layers", ())),  # older files have none
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"head profile {path}: {type(error).__name__}: {error}, expected it whole") from None
@@ -119,9 +143,3 @@ def _shape(scores: Scores) -> tuple[int, int]:
 
 def _scores(rows: Any) -> Scores:
     return tuple(tuple(float(value) for value in row) for row in rows)
-
-
-def _best(scores: Scores, share: float) -> list[tuple[int, int]]:
-    heads = [(layer, head) for layer, row in enumerate(scores) for head in range(len(row))]
-    count = max(1, round(share * len(heads))) if share else 0
-    return sorted(heads, key=lambda head: -scores[head[0]][head[1]])[:count]

@@ -56,13 +56,14 @@ def build(
         progress: told of every layer that is probed.
 
     Returns:
-        Counts of layers, KV heads and those protected; the strongest heads, and the layers with a sliding window.
+        Counts of layers, ranked KV heads and those protected; the strongest heads, and the layers with a sliding
+        window, whose heads are not ranked.
 
     Raises:
         ValueError: a model that KV policies do not fit, a probe that does not fit its window, bad scores.
     """
     network, tokenizer = load_model(model, device=device, dtype=dtype)
-    sliding = _check(network)
+    _check(network)
     if probe is not None:
         profile = probed(network, tokenizer, **probe, progress=progress)
     else:
@@ -73,10 +74,13 @@ def build(
     razor = RazorPolicy()
     chosen = profile.chosen(induction=razor.induction, echo=razor.echo)
     draw(profile, chosen, out / MAP)
-    layers, kv_heads = profile.shape
     return Stats(
-        counts={"layers": layers, "kv_heads": layers * kv_heads, "protected": len(chosen)},
-        values={"source": profile.source, "strongest": strongest(profile, razor), "sliding_layers": sliding},
+        counts={"layers": profile.shape[0], "kv_heads": len(profile.ranked), "protected": len(chosen)},
+        values={
+            "source": profile.source,
+            "strongest": strongest(profile, razor),
+            "sliding_layers": list(profile.sliding_layers),
+        },
         volatile=(MAP,),
     )
 
@@ -93,7 +97,7 @@ def probed(
     """The profile by echo and induction scores; a KV head takes the maximum over its query heads.
 
     Args:
-        model: with rotary positions; heads of a layer with a sliding window score 0.
+        model: with rotary positions; heads of a layer with a sliding window score 0 and are not ranked.
         tokenizer: gives the begin token (or else the end token) and those that are not drawn.
         length: random tokens of a repeat; None: 2500, or as many as the model's window holds `repeats` times.
         repeats: how often they come.
@@ -146,6 +150,7 @@ def probed(
         induction=_by_kv_head(found.induction, kv_heads),
         echo=_by_kv_head(found.echo, kv_heads),
         settings=tuple(settings.items()),
+        sliding_layers=_sliding(model),
     )
 
 
@@ -160,6 +165,7 @@ def imported(model: PreTrainedModel, path: Path, layout: str) -> HeadProfile:
         weights=fingerprint(model),
         induction=read_scores(path, layout, _heads(model)),
         settings=tuple(settings.items()),
+        sliding_layers=_sliding(model),
     )
 
 
@@ -172,9 +178,7 @@ def strongest(profile: HeadProfile, razor: RazorPolicy) -> list[dict[str, Any]]:
     """
     by_induction = profile.chosen(induction=razor.induction, echo=0)
     by_echo = profile.chosen(induction=0, echo=razor.echo)
-    layers, kv_heads = profile.shape
-    order = [(layer, head) for layer in range(layers) for head in range(kv_heads)]
-    order.sort(key=lambda place: -profile.induction[place[0]][place[1]])
+    order = sorted(profile.ranked, key=lambda place: -profile.induction[place[0]][place[1]])
     return [
         {
             "layer": layer,
@@ -190,12 +194,8 @@ def strongest(profile: HeadProfile, razor: RazorPolicy) -> list[dict[str, Any]]:
     ]
 
 
-def _check(model: PreTrainedModel) -> list[int]:
-    """A profile serves KV policies: a model that they do not fit is refused for their reason.
-
-    Returns:
-        The layers that attend to a sliding window, which policies leave alone.
-    """
+def _check(model: PreTrainedModel) -> None:
+    """A profile serves KV policies: a model that they do not fit is refused for their reason."""
     try:
         encoding_of(model, RazorPolicy())
         windows = sliding_windows(model)
@@ -205,7 +205,11 @@ def _check(model: PreTrainedModel) -> list[int]:
         raise ValueError(
             "head profile: every layer attends to a sliding window, expected some that attend to all tokens"
         )
-    return sorted(windows)
+
+
+def _sliding(model: PreTrainedModel) -> tuple[int, ...]:
+    """The layers that attend to a sliding window, which policies leave alone."""
+    return tuple(sorted(sliding_windows(model)))
 
 
 def _config(model: PreTrainedModel) -> Any:

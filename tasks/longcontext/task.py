@@ -135,7 +135,7 @@ def _judge(
     )
 
 
-@stage("heads", version=1, runtime=("device",))
+@stage("heads", version=2, runtime=("device",))
 def _heads(
     work: Work,
     *,

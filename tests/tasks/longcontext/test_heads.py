@@ -194,6 +194,7 @@ def test_published_scores_become_a_profile_without_echo(model_folder: Path, load
         "induction": ((0.5, 1.5), (1.0, 2.0)),
         "echo": None,
         "settings": (),
+        "sliding_layers": (),
     }
     assert dict(profile.settings) == {"model": "LlamaForCausalLM", "file": "scores.json"}
     assert stats.counts["protected"] == 1
@@ -238,9 +239,50 @@ def test_layers_with_a_sliding_window_are_named(model_folder: Path, tmp_path: Pa
     folder = write_model("qwen2", settings, model_folder, tmp_path / "model")
     stats = build(folder, tmp_path, probe=PROBE, **PLACE)
     assert stats.values["sliding_layers"] == [0]
-    windowed, full = HeadProfile.read(tmp_path / "heads.json").induction
+    assert stats.counts == {"layers": 2, "kv_heads": 2, "protected": 1}  # of the two heads that are ranked
+    profile = HeadProfile.read(tmp_path / "heads.json")
+    windowed, full = profile.induction
     assert windowed == (0, 0)
     assert min(full) > 0
+    assert profile.sliding_layers == (0,)
+    assert {row["layer"] for row in stats.values["strongest"]} == {1}
+
+    scores, out = tmp_path / "scores.tsv", tmp_path / "imported"
+    np.savetxt(scores, [[0.9, 0.8], [0.1, 0.2]], delimiter="\t")  # others may well have scored such layers
+    out.mkdir()
+    stats = build(folder, out, probe=None, **PLACE | {"scores": scores, "layout": "duoattention"})
+    imported = HeadProfile.read(out / "heads.json")
+    assert imported.sliding_layers == (0,)
+    assert imported.chosen(induction=0.14, echo=0.01) == {(1, 1)}
+    assert stats.counts["protected"] == 1
+
+
+def test_shares_are_of_the_heads_that_attend_to_all_tokens(tmp_path: Path) -> None:
+    scores = tuple((0.9 - layer / 100, 0.5 - layer / 100) for layer in range(12))
+    windowed = tuple(layer for layer in range(12) if layer % 3)  # 4 of 12 layers are left
+    profile = HeadProfile("test", "", scores, scores[::-1], sliding_layers=windowed)
+    assert profile.ranked == [(layer, head) for layer in (0, 3, 6, 9) for head in (0, 1)]
+    assert profile.chosen(induction=0.25, echo=0) == {(0, 0), (3, 0)}
+    assert profile.chosen(induction=0, echo=0.25) == {(6, 0), (9, 0)}
+    assert profile.chosen(induction=1, echo=1) == set(profile.ranked)
+    assert [(row["layer"], row["kv_head"]) for row in strongest(profile, RazorPolicy())][:2] == [(0, 0), (3, 0)]
+    assert profile != HeadProfile("test", "", scores, scores[::-1])  # they choose other heads
+
+    path = tmp_path / "heads.json"
+    profile.write(path)
+    assert HeadProfile.read(path) == profile
+    content = json.loads(path.read_text(encoding="utf-8"))
+    del content["sliding_layers"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert HeadProfile.read(path).sliding_layers == ()
+
+
+@pytest.mark.parametrize("layers", [(2,), (-1,), (1, 0), (0, 0), (0.0,), (True,), ("0",)])
+def test_sliding_layers_that_are_none(layers: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"^head profile: sliding_layers is \[.*\], expected layers of 0 to 1 in order$"
+    ):
+        HeadProfile("test", "", ((0.1,), (0.2,)), sliding_layers=layers)
 
 
 @pytest.mark.parametrize(
