@@ -9,13 +9,22 @@ from longloom.flows.coreset import coresets_of
 from longloom.flows.evaluate import check_evaluation, evaluations_of
 from longloom.flows.index import tokenizer_of
 from longloom.flows.model import model_of
-from longloom.flows.params import DEFAULT_STORE, STAGES, STANDARD_LIBRARY, EvaluateParams, PipelineParams, StageName
+from longloom.flows.params import (
+    DEFAULT_STORE,
+    STAGES,
+    STANDARD_LIBRARY,
+    EvaluateParams,
+    PipelineParams,
+    StageName,
+    parse_policy,
+)
 from longloom.flows.rag import check_rag, retrieved
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
 from longloom.tasks.coreset.task import check_methods
 from longloom.tasks.corpus.task import make_records, read_corpus, read_instructions
+from longloom.tasks.longcontext.task import known_policies
 from longloom.tasks.ngrams.task import build_index
 from longloom.tasks.report.task import report
 from longloom.tasks.training.task import finetune
@@ -127,9 +136,11 @@ def _evaluate(params: PipelineParams, store: Store, log: RunLog, models: dict[st
 
 
 def _swept(params: PipelineParams) -> EvaluateParams:
-    """What the model of the whole pool is asked: the sweep's KV policies too, those that are there once."""
-    policies = dict.fromkeys([*params.evaluate.policies, *params.sweep])
-    return params.evaluate.model_copy(update={"policies": list(policies)})
+    """What the model of the whole pool is asked: the sweep's KV policies too, but those that are there in any words."""
+    asked = params.evaluate.policies
+    known = {policy.text for policy in known_policies([parse_policy(text) for text in asked])}
+    further = [text for text in params.sweep if known_policies([parse_policy(text)])[0].text not in known]
+    return params.evaluate.model_copy(update={"policies": [*asked, *further]})
 
 
 def _name(source: str) -> str:

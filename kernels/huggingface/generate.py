@@ -38,7 +38,7 @@ class Generation:
         seconds: this row's equal share of the wall-clock time; a prefill that several policies or prompts share is
             shared out equally among them.
         compress_seconds: of it, what choosing and packing what the policy keeps of the prompt took.
-        decode_seconds: of it, what came after that.
+        decode_seconds: of it, what the answer took.
         decode_steps: forward passes in that time; a row that has ended waits for the others of its batch.
     """
 
@@ -178,6 +178,7 @@ def generate(
             if last:
                 held = None  # what was evicted is freed before the answer
             with policy_attention(model, policy, cache=own):
+                ready = _now(model)  # the way in looks at all weights, where the policy has a head profile
                 ids, steps = _decode(model, own, logits.clone(), mask, ends, max_new_tokens, min_new_tokens)
             ended = _now(model)
             seconds = (spent / len(prefill.members) + ended - began) / len(prompts)
@@ -190,7 +191,7 @@ def generate(
                     peak_kv_bytes=max(prompt_bytes, kv_bytes),
                     seconds=seconds,
                     compress_seconds=(compressed - began) / len(prompts),
-                    decode_seconds=(ended - compressed) / len(prompts),
+                    decode_seconds=(ended - ready) / len(prompts),
                     decode_steps=steps,
                 )
                 for row, prompt in zip(ids, prompts, strict=True)

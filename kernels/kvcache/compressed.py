@@ -79,11 +79,7 @@ class CompressedPolicy(SharedPrefillPolicy[CompressedState]):
             return output
         if state.cache is None:
             assert state.prompt is not None
-            if start is not None and bool((start > state.seen).any()):
-                raise ValueError(
-                    f"KV policy {self.name!r}: prompts end before the first token that is fed alone, here after "
-                    f"{state.seen}, found a row that is padding beyond that: feed more tokens at once"
-                )
+            check_ended(self.name, state.seen, start)
             state.cache, state.prompt = self.compress(state.prompt, rope), None
         positions = positions_of(state.seen, length, start, key.device)
         query, key = rope.rotate(query, positions), rope.rotate(key, positions)
@@ -97,6 +93,15 @@ class CompressedPolicy(SharedPrefillPolicy[CompressedState]):
             append(state.cache, key[:, :, some].contiguous(), value[:, :, some].contiguous())
             outputs.append(decode(query[:, :, some].contiguous(), state.cache, scale=scaling, alibi=slopes)[0])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+def check_ended(name: str, seen: int, start: Tensor | None) -> None:
+    """Refuse (ValueError) a row that is padding still after prompts have ended: it would be taken for tokens."""
+    if start is not None and bool((start > seen).any()):
+        raise ValueError(
+            f"KV policy {name!r}: prompts end before the first token that is fed alone, here after {seen}, found a row "
+            "that is padding beyond that: feed more tokens at once"
+        )
 
 
 def tokens_of(prompt: PromptState) -> list[int]:

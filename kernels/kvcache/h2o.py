@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from longloom.kernels.kvcache.base import LayerState, Rope, SharedPrefillPolicy, positions_of, reserve
-from longloom.kernels.kvcache.compressed import tokens_of
+from longloom.kernels.kvcache.compressed import check_ended, tokens_of
 from longloom.kernels.kvcache.prompt import PromptPolicy, PromptState
 
 
@@ -125,6 +125,7 @@ class H2OPolicy(SharedPrefillPolicy[H2OState]):
             state.seen = state.prompt.seen
             return output
         if state.prompt is not None:
+            check_ended(self.name, state.seen, start)
             vars(state).update(vars(self.keep(state.prompt, rope)))
         positions = positions_of(state.seen, length, start, key.device)
         query, key = rope.rotate(query, positions), rope.rotate(key, positions)

@@ -110,11 +110,12 @@ def copy_back(rng: np.random.Generator, context: Ids, length: int, *, context_lo
 
 @dataclass(frozen=True)
 class Turns:
-    """Ids of the tokens that begin a user's and an assistant's turn, and of the one that ends either."""
+    """Ids of the tokens that begin a user's and an assistant's turn, of what ends either, and of a blank line."""
 
     user: int
     assistant: int
     end: int
+    blank: tuple[int, ...] = ()
 
 
 def look_up(
@@ -122,12 +123,14 @@ def look_up(
 ) -> tuple[Ids, Mask]:
     """A conversation about `context`: a question is a few tokens of it, the answer these and what follows them there.
 
+    A blank line parts the context from the first question, as prompts do.
+
     Returns:
         ids [length]; mask [length], true on the answers (not on their end, which nothing foretells), and on the
         context too with `context_loss`.
     """
-    ids = [turns.user, *context.tolist()]
-    mask = [False, *[context_loss] * len(context)]
+    ids = [turns.user, *context.tolist(), *turns.blank]
+    mask = [False, *[context_loss] * len(context), *[False] * len(turns.blank)]
     while len(ids) < length:
         cue = int(rng.integers(CUE[0], CUE[1] + 1))
         size = cue + int(rng.integers(ANSWER[0], ANSWER[1] + 1))

@@ -178,7 +178,9 @@ def _turns(tokenizer: PreTrainedTokenizerBase) -> Turns:
     assert isinstance(ids, list)
     if any(found in (None, tokenizer.unk_token_id) for found in ids):
         raise ValueError(f"tokenizer: lacks one of {USER} {ASSISTANT} {END}, expected one trained by this project")
-    return Turns(*ids)
+    blank = tokenizer.encode("x\n\nx", add_special_tokens=False)[1:-1]  # between words: alone it may be another token
+    user, assistant, end = ids
+    return Turns(user, assistant, end, tuple(blank))
 
 
 def _scaled(phases: tuple[Phase, ...], tokens: int | None) -> tuple[Phase, ...]:

@@ -44,10 +44,10 @@ SHAPES = {
 
 #: From random weights (`longloom demo --from-scratch`); also what wrote the repository's base checkpoint.
 SCRATCH = (
-    Phase("induction", 600_000, 64, 32, 3e-3, 3e-3, walks=0.8, copies=0.2, repeats=0.0, text=0.0, lookups=0.0),
-    Phase("stretch", 1_400_000, 256, 12, 3e-3, 2e-3, walks=0.1, copies=0.2, repeats=0.2, text=0.3, lookups=0.2),
-    Phase("window", 2_000_000, 1024, 6, 2e-3, 1.4e-3, walks=0.0, copies=0.15, repeats=0.15, text=0.4, lookups=0.3),
-    Phase("lookup", 4_000_000, 1024, 6, 1.4e-3, 1e-4, walks=0.0, copies=0.1, repeats=0.1, text=0.4, lookups=0.4),
+    Phase("induction", 400_000, 64, 32, 3e-3, 3e-3, walks=0.8, copies=0.2, repeats=0.0, text=0.0, lookups=0.0),
+    Phase("stretch", 1_000_000, 256, 12, 3e-3, 2e-3, walks=0.1, copies=0.2, repeats=0.2, text=0.3, lookups=0.2),
+    Phase("window", 1_400_000, 1024, 6, 2e-3, 1.4e-3, walks=0.0, copies=0.15, repeats=0.15, text=0.4, lookups=0.3),
+    Phase("lookup", 3_200_000, 1024, 6, 1.4e-3, 1e-4, walks=0.0, copies=0.1, repeats=0.1, text=0.4, lookups=0.4),
 )
 
 #: From the base checkpoint, on the user's own corpus.

@@ -115,7 +115,8 @@ def test_it_comes_to_the_report(first: Refs, root: Path) -> None:
 
 
 def test_the_model_of_the_whole_pool_meets_the_sweep_too(first: Refs, inputs: Path, root: Path) -> None:
-    swept = ["razor:window=8,compression=100", POLICIES[1], "snapkv:budget=0.5,window=4"]
+    again = "streaming:window=12,sink=4"  # is there in other words
+    swept = ["razor:window=8,compression=100", POLICIES[1], again, "snapkv:budget=0.5,window=4"]
     found = pipeline(params_of(inputs, full_pool=True, sweep=swept, rag=False), store=str(root))
     assert set(first) - set(found) == {label for label in first if "bm25" in label or label.startswith("retrieval/")}
     assert {label for label in found if "/all" in label} == {

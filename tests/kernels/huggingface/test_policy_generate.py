@@ -123,18 +123,20 @@ def test_time_is_shared_out_by_what_it_was_for(model: PreTrainedModel, monkeypat
     monkeypatch.setattr(generation.PolicyCache, "kept_by", clock.slow(generation.PolicyCache.kept_by, 100))
     monkeypatch.setattr(generation, "_decode", clock.slow(generation._decode, 1000))
     monkeypatch.setattr(generation, "_feed", clock.slow(generation._feed, 10_000))
+    monkeypatch.setattr(generation, "policy_attention", clock.slow(generation.policy_attention, 100_000))
     asked = prompts(30, 20)
     policies = [FULL, get_policy("snapkv", budget=9, window=3), STREAMING]
     for policy, rows in zip(
         policies, generate(model, asked, policies=policies, max_new_tokens=5, eos_token_ids=[]), strict=True
     ):
         chooses = policy is not STREAMING
-        reads = 10_001 / 2 if chooses else 10_001  # FULL and SnapKV have one prefill
+        reads = 110_001 / (1 + chooses)  # FULL and SnapKV have one prefill
+        enter = 1 + 100_000  # checks that have no part in a step
         compress, decode = 1 + 100 * chooses, 1 + 1000 + 4 * 10_000
         for row in rows:
             assert row.decode_steps == 4  # the first of five tokens came with the prompt
             assert (row.compress_seconds, row.decode_seconds) == (compress / 2, decode / 2)
-            assert row.seconds == (reads + compress + decode) / 2
+            assert row.seconds == (reads + compress + enter + decode) / 2
 
 
 def test_a_row_that_has_ended_takes_part_in_the_steps_of_its_batch(model: PreTrainedModel) -> None:

@@ -121,6 +121,17 @@ def test_memory_stays_while_decoding() -> None:
     assert sizes == {HEADS * (3 + 7) * TOKEN + WHICH}
 
 
+@pytest.mark.parametrize("padding", [[0, 0], [3, 11]])
+def test_a_step_copies_nothing_from_the_host(padding: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it would wait for the copy, in every layer."""
+    tokens, policy = random_tokens(31, batch=2), duo()
+    _, state = run(policy, tokens[:, :30], [30], padding)
+    start = torch.tensor(padding) if any(padding) else None
+    part = tokens[:, 30:]
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("made of numbers of the host"))
+    policy.attend(state, part.query, part.key, part.value, ROPE, start=start, scaling=SCALING)
+
+
 def test_a_fork_goes_on_by_itself() -> None:
     tokens, others = random_tokens(34), random_tokens(34, seed=1)
     _, state = run(duo(), tokens[:, :31], [30, 1], [0])

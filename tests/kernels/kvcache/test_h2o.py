@@ -205,6 +205,20 @@ def test_a_fork_goes_on_by_itself() -> None:
     assert torch.equal(feed(policy, state, tokens, 31, 32), expected)
 
 
+def test_a_row_that_is_padding_when_prompts_end_is_refused() -> None:
+    tokens, policy = random_tokens(12, batch=2), get_policy("h2o", budget=6)
+    for padding, fits in (([0, 10], True), ([0, 11], False)):
+        state = H2OState(0)
+        for begin, end in ((0, 10), (10, 11)):
+            part, start = tokens[:, begin:end], torch.tensor(padding).clamp(max=end)
+            options: dict[str, Any] = {"start": start, "scaling": SCALING}
+            if fits or begin == 0:
+                policy.attend(state, part.query, part.key, part.value, ROPE, **options)
+                continue
+            with pytest.raises(ValueError, match=r"'h2o': prompts end before .* here after 10, .* feed more tokens"):
+                policy.attend(state, part.query, part.key, part.value, ROPE, **options)
+
+
 @pytest.mark.parametrize("weights", [1, 300, 1 << 24])
 def test_what_keys_receive(weights: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the whole matrix in float64, in blocks of one query, of some and of all."""
