@@ -25,20 +25,23 @@ from machine import machine
 from longloom.flows.runtime import prepare, quiet, start_server
 
 DEPTHS = [10, 30, 50, 70, 90]
-#: A page of 64 tokens holds sinks and window, with the next one for the answer; C = 1000 leaves all to the window.
-SETTINGS = "window=92,compression=1000"
+#: A page of 64 tokens holds sinks, window and answer; C = 1000 leaves all to the window. Of the demo's 16 KV heads
+#: four look things up: 25%. One echo head, the least there can be, would be 6% more.
+SETTINGS = "window=28,compression=1000"
+RAZOR = f"razor:induction=0.25,echo=0,{SETTINGS}"
 POLICIES = {
     "full": "full",
-    "razor": f"razor:{SETTINGS}",
-    "razor, no compensation": f"razor:{SETTINGS},compensate=0",
-    "razor, no echo heads": f"razor:echo=0,{SETTINGS}",
-    "razor, 25% of the heads": f"razor:induction=0.25,{SETTINGS}",
-    "duo, 25% of the heads": "duo:retrieval=0.25,sink=4,recent=92",
-    "snapkv": "snapkv:budget=0.25",
-    "pyramidkv": "pyramidkv:budget=0.25",
-    "adakv": "adakv:budget=0.25",
-    "h2o": "h2o:budget=0.25",
-    "recent": "recent:budget=0.25",
+    "razor": RAZOR,
+    "razor, window of 92": "razor:induction=0.25,echo=0,window=92,compression=1000",
+    "razor, no compensation": f"{RAZOR},compensate=0",
+    "razor, one echo head": f"razor:induction=0.25,{SETTINGS}",
+    "razor, shares of the paper": f"razor:{SETTINGS}",
+    "duo": "duo:retrieval=0.25,sink=4,recent=60",
+    "snapkv": "snapkv:budget=0.2",
+    "pyramidkv": "pyramidkv:budget=0.2",
+    "adakv": "adakv:budget=0.2",
+    "h2o": "h2o:budget=0.2",
+    "recent": "recent:budget=0.2",
 }
 STREAMING = "streaming"
 DRAWS = 3
@@ -132,7 +135,7 @@ def one_seed(root: str, seed: int, samples: int, records: int) -> dict[str, Any]
                 for task, row in measured(store, found, [f"{RANDOM} {draw}"]).items():
                     tasks[task] |= row
             results |= tasks
-        chosen = {share: sorted(scores.chosen(induction=share, echo=0.01)) for share in (0.14, 0.25)}
+        chosen = {share: sorted(scores.chosen(induction=share, echo=0)) for share in (0.14, 0.25)}
         return {
             "seed": seed,
             "induction": scores.induction,
@@ -196,17 +199,23 @@ def claims(table: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         def lower(name: str, than: str, rows: dict[str, Any] = rows) -> float:
             return round(rows[than]["score"] - rows[name]["score"], 2)
 
+        below = lower("razor", "full")
+        smaller = rows["razor"]["times_smaller"]
+        compensated = lower("razor, no compensation", "razor")
+        echo = lower("razor", "razor, one echo head")
         asked = [
-            ("razor within 2 points of full", lower("razor", "full"), lower("razor", "full") <= WITHIN),
-            ("razor's cache at least 3x smaller", rows["razor"]["times_smaller"], rows["razor"]["times_smaller"] >= 3),
-            ("streaming 30 points lower", lower(STREAMING, "razor"), lower(STREAMING, "razor") >= LOWER),
+            ("razor within 2 points of full: points below", below, below <= WITHIN),
+            ("razor's cache at least 3x smaller: times", smaller, smaller >= 3),
+            (
+                "streaming at the same bytes 30 points lower",
+                lower(STREAMING, "razor"),
+                lower(STREAMING, "razor") >= LOWER,
+            ),
             ("random heads lower", lower(RANDOM, "razor"), lower(RANDOM, "razor") > 0),
-            ("no compensation lower", lower("razor, no compensation", "razor"), None),
-            ("no echo heads not higher", lower("razor, no echo heads", "razor"), None),
+            ("no compensation lower", compensated, compensated > 0),
+            ("without the echo head not higher: points below", echo, echo >= 0),
         ]
         for claim, figure, holds in asked:
-            if holds is None:
-                holds = figure > 0 if "compensation" in claim else figure >= 0
             found.append({"task": task, "claim": claim, "found": figure, "holds": holds})
     return found
 

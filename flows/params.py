@@ -419,9 +419,9 @@ class PipelineParams(Params):
     retrieval: PipelineRetrievalParams = PipelineRetrievalParams()
     sweep: list[str] = Field(
         default=[
-            "razor:induction=0.25,window=28,compression=1000",
-            "razor:induction=0.25,window=92,compression=1000",
-            "razor:induction=0.25,window=220,compression=1000",
+            "razor:induction=0.25,echo=0,window=28,compression=1000",
+            "razor:induction=0.25,echo=0,window=92,compression=1000",
+            "razor:induction=0.25,echo=0,window=220,compression=1000",
             "snapkv:budget=0.15",
             "snapkv:budget=0.3",
             "snapkv:budget=0.6",
