@@ -119,11 +119,11 @@ def _figures(numbers: Numbers) -> dict[str, Any]:
 
 
 def _kept(evaluations: Evaluations) -> list[tuple[SweepTable, dict[str, Markup]]]:
-    """Of every suite that was run under several KV policies: its table, and a figure a model."""
+    """Of every suite that was run under several KV policies: its table, and a figure a model, widest sweep first."""
     found = sweeps(evaluations.measured, evaluations.costs)
     styles = sweep_plots.line_styles(found)
     figures: dict[str, dict[str, Markup]] = {}
-    for sweep in found:
+    for sweep in sorted(found, key=lambda sweep: -len(sweep["rows"])):
         svg = sweep_plots.sweep_curves(sweep, styles)
         if svg:
             figures.setdefault(sweep["suite"], {})[sweep["model"]] = svg
