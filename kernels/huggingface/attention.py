@@ -23,7 +23,7 @@ from longloom.kernels.huggingface.bloom import alibi_of, dispatching, is_bloom
 from longloom.kernels.huggingface.cache import PolicyCache
 from longloom.kernels.huggingface.weights import fingerprint
 from longloom.kernels.kvcache.base import Alibi, KVPolicy, Rope
-from longloom.kernels.kvcache.heads import HeadProfile
+from longloom.kernels.kvcache.heads import HeadProfile, given
 from longloom.kernels.kvcache.registry import names_for
 from longloom.kernels.kvcache.streaming import StreamingPolicy
 
@@ -115,10 +115,7 @@ def policy_attention(
         warnings.warn(_left_alone(windows, decoder.config.num_hidden_layers), stacklevel=3)
         _WARNED.add(decoder)
     if policy.profiled:
-        heads = getattr(policy, "heads", None)
-        if heads is None:
-            raise ValueError(f"KV policy {policy.name!r} needs the model's head profile: `longloom heads` makes one")
-        check_profile(model, heads)
+        check_profile(model, given(policy.name, getattr(policy, "heads", None)))
     policies: list[KVPolicy[Any]] = [policy] * decoder.config.num_hidden_layers
     ropes = [rope] * len(policies)
     for layer, window in windows.items():

@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from longloom.kernels.attention.prefill import prefill
 from longloom.kernels.kvcache.base import KVPolicy, LayerState, Rope, positions_of, reserve
 from longloom.kernels.kvcache.full import FullPolicy, FullState
-from longloom.kernels.kvcache.heads import HeadProfile
+from longloom.kernels.kvcache.heads import HeadProfile, given
 
 
 @dataclass(eq=False)
@@ -81,7 +81,8 @@ class DuoPolicy(KVPolicy[DuoState]):
     ) -> Tensor:
         kv_heads, length = key.shape[1:3]
         if state.retrieval is None or state.streaming is None:
-            chosen = self._retrieval(state.layer, kv_heads)
+            profile = given(self.name, self.heads)
+            chosen = profile.protected(self.name, state.layer, kv_heads, induction=self.retrieval, echo=0)
             others = [head for head in range(kv_heads) if head not in chosen]
             state.retrieval = torch.tensor(chosen, dtype=torch.int64, device=key.device)
             state.streaming = torch.tensor(others, dtype=torch.int64, device=key.device)
@@ -193,15 +194,3 @@ class DuoPolicy(KVPolicy[DuoState]):
     def _places(self, positions: Tensor) -> Tensor:
         """Where the tokens of these positions are kept; those beyond the sinks by turns."""
         return torch.where(positions < self.sink, positions, self.sink + (positions - self.sink) % self.recent)
-
-    def _retrieval(self, layer: int, kv_heads: int) -> list[int]:
-        """The layer's retrieval heads."""
-        if self.heads is None:
-            raise ValueError("KV policy 'duo' needs the model's head profile: `longloom heads` makes one")
-        layers, known = self.heads.shape
-        if layer >= layers or kv_heads != known:
-            raise ValueError(
-                f"KV policy 'duo': the head profile is of {layers} layers with {known} KV heads, "
-                f"found layer {layer} with {kv_heads}"
-            )
-        return sorted(head for at, head in self.heads.chosen(induction=self.retrieval, echo=0) if at == layer)

@@ -84,6 +84,20 @@ class HeadProfile:
         found = frozenset(self._best(self.induction, induction))
         return found if self.echo is None else found | frozenset(self._best(self.echo, echo))
 
+    def protected(self, policy: str, layer: int, kv_heads: int, *, induction: float, echo: float) -> list[int]:
+        """Those of `chosen` that are in one layer, in order.
+
+        Raises:
+            ValueError: the model, of which this layer has so many KV heads, has not the profile's shape.
+        """
+        layers, known = self.shape
+        if layer >= layers or kv_heads != known:
+            raise ValueError(
+                f"KV policy {policy!r}: the head profile is of {layers} layers with {known} KV heads, "
+                f"found layer {layer} with {kv_heads}"
+            )
+        return sorted(head for at, head in self.chosen(induction=induction, echo=echo) if at == layer)
+
     def _best(self, scores: Scores, share: float) -> list[tuple[int, int]]:
         heads = self.ranked
         count = max(1, round(share * len(heads))) if share else 0
@@ -135,6 +149,13 @@ class HeadProfile:
             raise ValueError(f"head profile {path}: {type(error).__name__}: {error}, expected it whole") from None
         except ValueError as error:
             raise ValueError(f"head profile {path}: {str(error).removeprefix('head profile: ')}") from None
+
+
+def given(policy: str, heads: HeadProfile | None) -> HeadProfile:
+    """The profile of a policy that needs one (ValueError: it has none)."""
+    if heads is None:
+        raise ValueError(f"KV policy {policy!r} needs the model's head profile: `longloom heads` makes one")
+    return heads
 
 
 def _shape(scores: Scores) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from longloom.kernels.attention.compress import compress
 from longloom.kernels.attention.pages import UNLIMITED, RaggedKV
 from longloom.kernels.kvcache.base import Rope
 from longloom.kernels.kvcache.compressed import CompressedPolicy, tokens_of
-from longloom.kernels.kvcache.heads import HeadProfile
+from longloom.kernels.kvcache.heads import HeadProfile, given
 from longloom.kernels.kvcache.prompt import PromptState
 
 
@@ -66,7 +66,9 @@ class RazorPolicy(CompressedPolicy):
         assert prompt.keys is not None
         assert prompt.values is not None
         kv_heads = prompt.keys.shape[1]
-        protected = self._protected(prompt.layer, kv_heads)
+        protected = given(self.name, self.heads).protected(
+            self.name, prompt.layer, kv_heads, induction=self.induction, echo=self.echo
+        )
         most = max(1, UNLIMITED - self.sink)  # more than any prompt has
         windows = [min(max(self.window, int(tokens / self.compression)), most) for tokens in tokens_of(prompt)]
         window = torch.tensor(windows, dtype=torch.int32)[:, None].repeat(1, kv_heads)
@@ -80,16 +82,3 @@ class RazorPolicy(CompressedPolicy):
             compensate=self.compensate,
             fold=self.fold,
         )
-
-    def _protected(self, layer: int, kv_heads: int) -> list[int]:
-        """The layer's retrieval heads."""
-        if self.heads is None:
-            raise ValueError("KV policy 'razor' needs the model's head profile: `longloom heads` makes one")
-        layers, known = self.heads.shape
-        if layer >= layers or kv_heads != known:
-            raise ValueError(
-                f"KV policy 'razor': the head profile is of {layers} layers with {known} KV heads, "
-                f"found layer {layer} with {kv_heads}"
-            )
-        chosen = self.heads.chosen(induction=self.induction, echo=self.echo)
-        return sorted(head for at, head in chosen if at == layer)
