@@ -110,6 +110,7 @@ def policy_attention(
     decoder = model.get_decoder()
     _own_layers(decoder)
     rope = encoding_of(model, policy)
+    policy = policy.fitted(rope)
     windows = sliding_windows(model)
     if windows and decoder not in _WARNED:
         warnings.warn(_left_alone(windows, decoder.config.num_hidden_layers), stacklevel=3)
@@ -207,7 +208,8 @@ def rope_of(model: PreTrainedModel, *, sliding: bool = False) -> Rope:
         kind = kind[prefix.removesuffix("_")]
     if kind in ("dynamic", "longrope"):
         raise _unsupported(model, f"its rotary frequencies change with the length (rope_type {kind!r})")
-    return Rope(inv_freq.float(), float(getattr(rotary, f"{prefix}attention_scaling", 1.0)))
+    scaling = float(getattr(rotary, f"{prefix}attention_scaling", 1.0))
+    return Rope(inv_freq.float(), scaling, getattr(model.get_decoder().config, "max_position_embeddings", None))
 
 
 def _own_layers(decoder: nn.Module) -> list[nn.Module]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
@@ -25,10 +25,13 @@ class Rope:
     Attributes:
         inv_freq: [D/2] float32, radians a position.
         attention_scaling: factor on the rotated vectors (YaRN's; 1 elsewhere).
+        window: positions that the model was trained on, 0 .. window - 1; None: not known.
     """
 
     inv_freq: Tensor
     attention_scaling: float = 1.0
+    window: int | None = None
+    _tables: dict[torch.device, tuple[Tensor, Tensor]] = field(init=False, repr=False, default_factory=dict)
 
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         """Turn the vectors of `x` to `positions`.
@@ -52,6 +55,14 @@ class Rope:
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         first, second = x.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+    def tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the positions 0 .. length - 1, [>= length, D/2] float32 each; made once."""
+        if device not in self._tables or len(self._tables[device][0]) < length:
+            angles = torch.arange(length, device=device)[:, None].float() * self.inv_freq.to(device)
+            scale = self.attention_scaling
+            self._tables[device] = angles.cos() * scale, angles.sin() * scale
+        return self._tables[device]
 
     def slopes_on(self, device: torch.device) -> None:
         """None: a rotation, no biases."""
@@ -123,6 +134,14 @@ class KVPolicy(ABC, Generic[State]):
     profiled: ClassVar[bool] = False
     encodings: ClassVar[tuple[type, ...]] = (Rope,)
     bounded: ClassVar[bool] = False
+
+    def fitted(self, rope: Rope | Alibi) -> Self:
+        """This policy with whatever its defaults leave to the model.
+
+        Raises:
+            ValueError: it does not fit the model.
+        """
+        return self
 
     @abstractmethod
     def attend(

@@ -15,6 +15,7 @@ _POLICIES = {
     "full": "longloom.kernels.kvcache.full:FullPolicy",
     "h2o": "longloom.kernels.kvcache.h2o:H2OPolicy",
     "knorm": "longloom.kernels.kvcache.knorm:KnormPolicy",
+    "longcache": "longloom.kernels.kvcache.longcache:LongCachePolicy",
     "pyramidkv": "longloom.kernels.kvcache.pyramidkv:PyramidKVPolicy",
     "razor": "longloom.kernels.kvcache.razor:RazorPolicy",
     "razor-alibi": "longloom.kernels.kvcache.razor_alibi:RazorAlibiPolicy",

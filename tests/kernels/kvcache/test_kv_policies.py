@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,6 +54,12 @@ CASES = [
     Case("full", {}, {}, lambda n: n + max(64, n // 8)),
     Case("h2o", {"budget": 400}, {"budget": 9}, lambda n: 10, evicts=True),  # with their sums and slots
     Case("knorm", {"budget": 400}, {"budget": 9}, lambda n: 9 + 64, evicts=True),
+    Case(
+        "longcache",
+        {"sink": 4, "local": 396, "chunk": 64, "spans": 0},
+        {"sink": 3, "local": 4, "chunk": 1, "spans": 1, "span": 2, "k": 1},
+        lambda n: n + max(64, n // 8),  # nothing is evicted
+    ),
     Case("pyramidkv", {"budget": 400, "window": 5}, {"budget": 9, "window": 3}, lambda n: 18 + 64, evicts=True),
     Case(
         "razor",
@@ -185,7 +192,8 @@ def test_no_query_sees_a_later_token(case: Case, options: str) -> None:
 @pytest.mark.parametrize("pieces", [[5], [100], [1] * 100, [64, 1, 35, 1]])
 def test_bytes_are_what_is_held_and_within_budget(case: Case, pieces: list[int]) -> None:
     _, state = run(get_policy(case.name, **case.tight), random_tokens(sum(pieces), batch=2), pieces)
-    held = [value for value in vars(state).values() if isinstance(value, Tensor)]
+    parts = [*vars(state).values(), *vars(getattr(state, "tokens", None) or SimpleNamespace()).values()]
+    held = [value for value in parts if isinstance(value, Tensor)]
     assert len(held) >= 2
     assert state.bytes() == sum(tensor.untyped_storage().nbytes() for tensor in held)
     token = 2 * 2 * HEADS * SIZE * 4  # rows, keys and values, heads, size, bytes
