@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from transformers import (
 
 from longloom.kernels.huggingface.probes import copy_accuracy, induction_scores
 from longloom.storage.stats import Stats
+from longloom.tasks.corpus.standard_library import wording
 from longloom.tasks.corpus.tokenizer import ASSISTANT, END, USER
 from longloom.tasks.ngrams.encode import TokenizerEncoder
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.loop import CHECKPOINTS, Batch, linear, train, write_rows
-from longloom.tasks.training.mix import Phase, Turns, batch_of
+from longloom.tasks.training.mix import Facts, Phase, Turns, batch_of
 from longloom.tasks.training.recipe import RECIPES, SHAPES
 from longloom.tasks.training.seeding import seed_induction
 from longloom.tasks.training.tokens import write_tokens
@@ -57,7 +59,7 @@ def build(
         start: a tokenizer folder for recipe `scratch`, a model folder with its tokenizer for `continue`.
         out: the artifact's folder; checkpoints in it are resumed from.
         recipe: `scratch` or `continue` (tasks/training/recipe.py).
-        size: shape of the model for `scratch`: `1m`.
+        size: shape of the model: `1m`, or for `scratch` also `short`, with a window of 512.
         tokens: scales the recipe to about this many tokens; None takes it as it stands.
         seed: of weights and batches.
         progress: tokens seen.
@@ -67,8 +69,8 @@ def build(
     """
     if recipe not in RECIPES:
         raise ValueError(f"recipe {recipe!r}: unknown, expected one of {sorted(RECIPES)}")
-    if size not in SHAPES:
-        raise ValueError(f"model size {size!r}: unknown, expected one of {sorted(SHAPES)}")
+    if size not in RECIPES[recipe]:
+        raise ValueError(f"model size {size!r}: unknown for {recipe!r}, expected one of {sorted(RECIPES[recipe])}")
     tokenizer = AutoTokenizer.from_pretrained(start)
     if tokenizer.eos_token_id is None:
         raise ValueError("tokenizer: has no eos token, expected one to put between documents")
@@ -78,19 +80,29 @@ def build(
         model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     stream_file = out / "tokens.bin"
     stream = write_tokens(corpus, TokenizerEncoder(start), stream_file, end=tokenizer.eos_token_id)
-    phases = _scaled(RECIPES[recipe], tokens)
+    phases = _scaled(RECIPES[recipe][size], tokens)
     longest = max(phase.length for phase in phases)
     if len(stream) <= longest:
         raise ValueError(f"corpus: {len(stream):,} tokens, expected more than one window of {longest:,}")
     first = len(tokenizer.all_special_ids)
     turns = _turns(tokenizer)
+    facts = Facts(
+        partial(tokenizer.encode, add_special_tokens=False), wording.passkey_names(held_out=False), wording.PASSKEY
+    )
     ends = list(itertools.accumulate(phase.steps for phase in phases))
 
     def make(step: int) -> Batch:
         index = bisect.bisect_right(ends, step)
         inside = step - (ends[index - 1] if index else 0)
         ids, labels = batch_of(
-            phases[index], inside, seed=seed, corpus=stream, vocab=len(tokenizer), first=first, turns=turns
+            phases[index],
+            inside,
+            seed=seed,
+            corpus=stream,
+            vocab=len(tokenizer),
+            first=first,
+            turns=turns,
+            facts=facts,
         )
         return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
 
@@ -114,6 +126,8 @@ def build(
     )
     model.config.use_cache = True
     model.save_pretrained(out)
+    if not SHAPES[size].chat:
+        tokenizer.chat_template = None
     tokenizer.save_pretrained(out)
     write_rows(rows, out)
     probes = measure(model, tokenizer, seed=seed)
@@ -166,7 +180,7 @@ def _fresh(size: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaFor
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         rope_parameters={"rope_type": "default", "rope_theta": shape.pop("rope_theta")},
-        **shape,
+        **{name: value for name, value in shape.items() if name != "chat"},
     )
     model: LlamaForCausalLM = LlamaForCausalLM(config).float()
     seed_induction(model, seed=seed)

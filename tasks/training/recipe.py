@@ -26,6 +26,8 @@ class Shape:
     initializer_range: float
     #: Much larger than the window asks for, so that half the rotary pairs hardly turn within it and can carry content.
     rope_theta: float
+    #: Whether it is trained on turns, and its tokenizer therefore keeps the chat template.
+    chat: bool = True
 
 
 SHAPES = {
@@ -39,7 +41,20 @@ SHAPES = {
         max_position_embeddings=1024,
         initializer_range=0.09,
         rope_theta=1e6,
-    )
+    ),
+    # For contexts far beyond a short window: heads twice as wide tell more keys apart.
+    "short": Shape(
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        max_position_embeddings=512,
+        initializer_range=0.09,
+        rope_theta=1e6,
+        chat=False,
+    ),
 }
 
 #: From random weights (`longloom demo --from-scratch`); also what wrote the repository's base checkpoint.
@@ -50,7 +65,19 @@ SCRATCH = (
     Phase("lookup", 3_200_000, 1024, 6, 1.4e-3, 1e-4, walks=0.0, copies=0.1, repeats=0.1, text=0.4, lookups=0.4),
 )
 
+#: The same in a window of 512, then facts to be found again in it.
+SHORT = (
+    Phase("induction", 300_000, 64, 32, 3e-3, 3e-3, walks=0.8, copies=0.2, repeats=0.0, text=0.0, lookups=0.0),
+    Phase(
+        "stretch", 800_000, 256, 12, 3e-3, 2e-3, walks=0.1, copies=0.2, repeats=0.2, text=0.4, lookups=0.0, facts=0.1
+    ),
+    Phase("facts", 2_800_000, 512, 8, 2e-3, 1e-4, walks=0.0, copies=0.1, repeats=0.1, text=0.2, lookups=0.0, facts=0.6),
+)
+
 #: From the base checkpoint, on the user's own corpus.
 CONTINUE = (Phase("continue", 600_000, 1024, 6, 4e-4, 4e-5, walks=0.0, copies=0.1, repeats=0.1, text=0.5, lookups=0.3),)
 
-RECIPES = {"scratch": SCRATCH, "continue": CONTINUE}
+RECIPES: dict[str, dict[str, tuple[Phase, ...]]] = {
+    "scratch": {"1m": SCRATCH, "short": SHORT},
+    "continue": {"1m": CONTINUE},
+}

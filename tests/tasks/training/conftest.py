@@ -107,8 +107,8 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shape `tiny` and both recipes cut down to 12 steps."""
     monkeypatch.setitem(SHAPES, "tiny", TINY)
-    monkeypatch.setitem(RECIPES, "scratch", PHASES)
-    monkeypatch.setitem(RECIPES, "continue", PHASES)
+    monkeypatch.setitem(RECIPES["scratch"], "tiny", PHASES)
+    monkeypatch.setitem(RECIPES["continue"], "tiny", PHASES)
 
 
 @pytest.fixture(scope="session")

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longloom.tasks.training.mix import IGNORE, PIECE, SYMBOLS, Phase, Turns, batch_of, copy_back, look_up, walks
+from longloom.tasks.training.mix import (
+    FACTS as COUNTS,
+)
+from longloom.tasks.training.mix import (
+    IGNORE,
+    PIECE,
+    SYMBOLS,
+    Facts,
+    Phase,
+    Turns,
+    batch_of,
+    copy_back,
+    look_up,
+    walks,
+)
 from longloom.tasks.training.recipe import CONTINUE, SCRATCH
 
 FIRST, VOCAB = 4, 90
 TURNS = Turns(user=1, assistant=2, end=0)
+#: One id a character, so that ids read as text.
+FACTS = Facts(
+    lambda text: [ord(character) for character in text], [f"n{name}" for name in range(30)], "{name} has {key}."
+)
 EVEN = Phase("even", 6400, 160, 8, 1e-3, 1e-4, walks=0.2, copies=0.2, repeats=0.2, text=0.2, lookups=0.2)
 CORPUS = np.random.default_rng(5).integers(0, VOCAB, 3000).astype("<u4")
 
@@ -24,7 +44,7 @@ def only(kind: str, **changes: object) -> Phase:
 
 
 def draw(phase: Phase, step: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    return batch_of(phase, step, seed=seed, corpus=CORPUS, vocab=VOCAB, first=FIRST, turns=TURNS)
+    return batch_of(phase, step, seed=seed, corpus=CORPUS, vocab=VOCAB, first=FIRST, turns=TURNS, facts=FACTS)
 
 
 @settings(max_examples=40, deadline=None)
@@ -101,7 +121,7 @@ def test_lookups_are_turns_about_the_context(seed: int, size: int, more: int, lo
 def test_labels_past_the_context_repeat_a_pair(kind: str, phase: Phase) -> None:
     corpus = np.arange(5000, dtype="<u4")  # every token once
     phase = only(kind, name=phase.name, length=phase.length, batch=8)
-    ids, labels = batch_of(phase, 3, seed=1, corpus=corpus, vocab=5000, first=FIRST, turns=TURNS)
+    ids, labels = batch_of(phase, 3, seed=1, corpus=corpus, vocab=5000, first=FIRST, turns=TURNS, facts=FACTS)
     assert (labels != IGNORE).mean() > 0.2
     for row, marks in zip(ids.tolist(), labels.tolist(), strict=True):
         pairs: set[tuple[int, int]] = set()
@@ -109,6 +129,30 @@ def test_labels_past_the_context_repeat_a_pair(kind: str, phase: Phase) -> None:
             within_text = kind == "repeats" and row[t] == row[0] + t
             assert marks[t] == IGNORE or within_text or (row[t - 1], row[t]) in pairs
             pairs.add((row[t - 1], row[t]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), length=st.integers(260, 600))
+def test_facts_are_strewn_into_text_and_told_again(seed: int, length: int) -> None:
+    text = np.arange(1000, 1000 + length)  # no character among them
+    ids, mask = FACTS.strewn(np.random.default_rng(seed), text, length)
+    assert len(ids) == len(mask) == length
+    written = "".join(chr(token) if token < 1000 else "~" for token in ids)
+    assert ids[ids >= 1000].tolist() == text[: (ids >= 1000).sum()].tolist()  # in order, nothing left out
+    assert mask[ids >= 1000].all()
+    facts = dict(re.findall(r"\n# (n\d+) has (\d{5})\.\n", written))
+    assert COUNTS[0] <= len(facts) <= COUNTS[1]
+    told = list(re.finditer(r"\n\n(n\d+) has (\d{5})\.", written))
+    assert told
+    for again in told:
+        assert facts[again[1]] == again[2]
+        assert mask[again.start() : again.end()].tolist() == [False] * (again.start(2) - 1 - again.start()) + [True] * 7
+
+
+def test_a_kind_more_changed_no_other_batch() -> None:
+    # Their models are measured, and base/ is one of them: what they were trained on must stay what it was.
+    ids, labels = draw(EVEN, 3)
+    assert hashlib.sha256(ids.tobytes() + labels.tobytes()).hexdigest()[:16] == "398b36531ed4e145"
 
 
 def test_text_is_the_corpus() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,12 @@ from longloom.tasks.ngrams.encode import TokenizerEncoder
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training import pretrain
 from longloom.tasks.training.loop import CHECKPOINTS, linear
-from longloom.tasks.training.mix import Turns, batch_of
-from longloom.tasks.training.recipe import RECIPES
+from longloom.tasks.training.mix import Facts, Turns, batch_of
+from longloom.tasks.training.recipe import RECIPES, SHAPES
 from longloom.tasks.training.tokens import write_tokens
 
 TURNS = Turns(user=1, assistant=2, end=0)
+NO_FACTS = Facts(lambda text: [], [], "")
 Contents = Callable[[Path], dict[str, bytes]]
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -55,7 +57,7 @@ def test_from_scratch(
     assert calls[0] == (128, 2048)
     assert calls[-1] == (2048, 2048)
 
-    phases = RECIPES["scratch"]
+    phases = RECIPES["scratch"]["tiny"]
     rates = [
         rate
         for phase in phases
@@ -73,7 +75,9 @@ def test_the_first_loss_is_that_of_the_first_batch(
 ) -> None:
     build(corpus, model_folder, tmp_path / "out", "continue")
     stream = write_tokens(corpus, TokenizerEncoder(tokenizer_folder), tmp_path / "tokens.bin", end=0)
-    ids, labels = batch_of(RECIPES["continue"][0], 0, seed=0, corpus=stream, vocab=300, first=4, turns=TURNS)
+    ids, labels = batch_of(
+        RECIPES["continue"]["tiny"][0], 0, seed=0, corpus=stream, vocab=300, first=4, turns=TURNS, facts=NO_FACTS
+    )
     with torch.no_grad():
         logits = LlamaForCausalLM.from_pretrained(model_folder)(torch.from_numpy(ids)).logits
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), torch.from_numpy(labels)[:, 1:].flatten())
@@ -129,7 +133,7 @@ def test_a_killed_run_ends_with_the_same_bytes(
 def test_bad_parameters(corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"recipe 'quick': unknown, expected one of \['continue', 'scratch'\]"):
         build(corpus, tokenizer_folder, tmp_path, "quick")
-    with pytest.raises(ValueError, match=r"model size '7b': unknown, expected one of \['1m', 'tiny'\]"):
+    with pytest.raises(ValueError, match=r"model size '7b': unknown for 'scratch', .* \['1m', 'short', 'tiny'\]"):
         build(corpus, tokenizer_folder, tmp_path, "scratch", size="7b")
 
 
@@ -161,3 +165,13 @@ def test_the_stream(corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> Non
         token for text in texts for token in (0, *tokenizer(text, add_special_tokens=False)["input_ids"])
     ]
     assert np.fromfile(tmp_path / "tokens.bin", "<u4").tolist() == stream.tolist()
+
+
+def test_a_model_that_never_saw_turns_has_no_chat_template(
+    corpus: Path, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SHAPES, "tiny", dataclasses.replace(SHAPES["tiny"], chat=False))
+    build(corpus, tokenizer_folder, tmp_path, "scratch")
+    assert AutoTokenizer.from_pretrained(tokenizer_folder).chat_template
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template is None
+    assert not hasattr(LlamaForCausalLM.from_pretrained(tmp_path).config, "chat")
