@@ -4,9 +4,9 @@
     python benchmarks/gpu_check.py --part decode        # one kernel: its tests, its checks, its benchmark
     python benchmarks/gpu_check.py --out FOLDER         # the results there too
 
-Needs torch, triton and pytest; transformers for the part "razor", a model end to end; pytest-xdist, flash_attn,
-flashinfer and liger-kernel are used where installed. Nothing is timed before the tests and checks have passed. Exits
-with 0; 1 if something failed; 2 where there is no GPU.
+Needs torch, triton and pytest; transformers for the parts "razor" and "longcache", models end to end; pytest-xdist,
+flash_attn, flashinfer and liger-kernel are used where installed. Nothing is timed before the tests and checks have
+passed. Exits with 0; 1 if something failed; 2 where there is no GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
-#: The kernels in the order of their turns, each with its tests; last a model with them end to end.
+#: The kernels in the order of their turns, each with its tests; last models with them end to end.
 PARTS = {
     "decode": "tests/kernels/attention/test_decode.py",
     "topk": "tests/kernels/attention/test_topk.py",
@@ -42,6 +42,7 @@ PARTS = {
     "spans": "tests/kernels/attention/test_spans.py",
     "combine": "tests/kernels/attention/test_combine.py",
     "razor": "tests/kernels/attention/test_compress.py",
+    "longcache": "tests/kernels/attention/test_topk.py",
 }
 
 #: And all of them.

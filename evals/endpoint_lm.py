@@ -26,8 +26,8 @@ class EndpointLM(SuiteLM):
         tokenizer: of its model, to cut prompts by, and for the completions interface to render the chat template; None:
             prompts go out whole and without a template.
         batch_size: has no effect, for the endpoint itself knows how many requests are sent at once.
-        max_length, ledger, progress: as `SuiteLM` takes them. The model's window is not known: a prompt is cut by
-            `max_length` alone.
+        max_length, suite_length, ledger, progress: as `SuiteLM` takes them. The model's window is not known: a prompt
+            is cut by these alone.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class EndpointLM(SuiteLM):
         *,
         batch_size: int,
         max_length: int | None,
+        suite_length: int | None = None,
         ledger: Ledger | None = None,
         progress: Callable[[int, int | None], None] = lambda done, total: None,
     ) -> None:
@@ -46,6 +47,7 @@ class EndpointLM(SuiteLM):
             ends=(),
             batch_size=batch_size,
             max_length=max_length,
+            suite_length=suite_length,
             ledger=ledger,
             progress=progress,
         )

@@ -33,7 +33,7 @@ class HarnessLM(PolicyLM):
         heads: the model's head profile, a file that `longloom heads` wrote, for policies that protect heads.
         device, dtype: as `load_model` takes them.
         batch_size: prompts a batch.
-        max_length: limit on a prompt's tokens before the chat template; None: what the model's window leaves.
+        max_length: as `PolicyLM` takes it.
         **options: of the KV policy.
 
     Raises:

@@ -75,7 +75,8 @@ class PolicyLM(SuiteLM):
     Args:
         model, tokenizer: as from `load_model`.
         policy: the KV policy.
-        batch_size, max_length, ledger, progress: as `SuiteLM` takes them.
+        batch_size, max_length, suite_length, ledger, progress: as `SuiteLM` takes them. Beyond the model's window it is
+            the policy that must know what to do.
         companions: other KV policies that share their prefill with this one, with the ledgers that get their answers.
 
     Raises:
@@ -90,19 +91,23 @@ class PolicyLM(SuiteLM):
         *,
         batch_size: int,
         max_length: int | None,
+        suite_length: int | None = None,
         ledger: Ledger | None = None,
         companions: Mapping[KVPolicy[Any], Ledger] | None = None,
         progress: Callable[[int, int | None], None] = lambda done, total: None,
     ) -> None:
+        window = int(model.config.get_text_config().max_position_embeddings)
         super().__init__(
             tokenizer,
-            window=int(model.config.get_text_config().max_position_embeddings),
+            window=window,
             ends=end_tokens(model, tokenizer),
             batch_size=batch_size,
             max_length=max_length,
+            suite_length=suite_length,
             ledger=ledger,
             progress=progress,
         )
+        self._scored_at_once = max_length or window  # tokens, the last of which is predicted and never read
         self._model = model
         self._policies = [policy, *(companions or {})]
         self._companions = list((companions or {}).values())
@@ -119,14 +124,13 @@ class PolicyLM(SuiteLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, in consecutive windows."""
-        assert self._window is not None
         totals = []
         for done, instance in enumerate(requests, 1):
             (text,) = instance.args
             windows = get_rolling_token_windows(
                 token_list=encode(self._known_tokenizer(), text, special=None),
                 prefix_token=self.prefix_token_id,
-                max_seq_len=self._window,
+                max_seq_len=self._scored_at_once,
                 context_len=1,
             )
             pairs = (make_disjoint_window(window) for window in windows)
@@ -144,8 +148,7 @@ class PolicyLM(SuiteLM):
             before = [self.prefix_token_id]
             if after[:1] == before:
                 before, after = after[:1], after[1:]
-        assert self._window is not None
-        room = self._window + 1 - len(after)  # the last token is predicted and never read
+        room = self._scored_at_once + 1 - len(after)
         return _Scoring(instance, [(before[-room:] if room > 0 else [], after)], truncated=len(before) > room)
 
     def _scored(self, asked: _Scoring, done: int, total: int) -> tuple[float, bool]:

@@ -224,7 +224,8 @@ def prepare(request: Request, tokenizer: PreTrainedTokenizerBase, *, room: int |
         if len(ids) <= room:
             return Prepared(ids, truncated=True)
         target -= len(ids) - room
+    allowed = f"the model's window leaves {room}" if room < sys.maxsize else f"max_length leaves {limit}"
     raise DoesNotFit(
-        f"the model's window leaves {room} tokens for the prompt, and nothing of the document fits into them beside "
+        f"{allowed} tokens for the prompt, and nothing of the document fits into them beside "
         f"{len(render(request, tokenizer, ''))} tokens of instructions"
     )

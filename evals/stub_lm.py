@@ -17,7 +17,7 @@ class StubLM(SuiteLM):
     Args:
         answer: the function: `gold`, a `fixed` text, or one's own.
         tokenizer: cuts the prompts, which the function then gets as `job.ids`; None: nothing is cut.
-        window, max_length, ledger, progress: as `SuiteLM` takes them.
+        window, max_length, suite_length, ledger, progress: as `SuiteLM` takes them.
     """
 
     def __init__(
@@ -27,6 +27,7 @@ class StubLM(SuiteLM):
         *,
         window: int | None = None,
         max_length: int | None = None,
+        suite_length: int | None = None,
         ledger: Ledger | None = None,
         progress: Callable[[int, int | None], None] = lambda done, total: None,
     ) -> None:
@@ -36,6 +37,7 @@ class StubLM(SuiteLM):
             ends=(),
             batch_size=1,
             max_length=max_length,
+            suite_length=suite_length,
             ledger=ledger,
             progress=progress,
         )

@@ -111,15 +111,19 @@ class SuiteLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes are untype
 
     Args:
         tokenizer: of the model; None: unknown, so that prompts go out as text and nothing can be cut.
-        window: tokens of prompt and answer together; None: unknown, nothing is cut because of it.
+        window: tokens of prompt and answer together that the model was trained for; None: unknown.
         ends: tokens that end an answer.
         batch_size: prompts a batch.
-        max_length: limit on a prompt's tokens before the chat template, the protocols' own; None: what the model's
-            window leaves. The window is never exceeded.
+        max_length: limit on a prompt's tokens before the chat template, in place of the window, which it may exceed:
+            whoever names a length means it. Also of a context and its continuation together, whose log-likelihood is
+            asked for. None: the window is the limit, of prompt and answer together.
+        suite_length: the limit of the suite's own protocol on a prompt, where nobody names another; the window holds
+            besides. None: there is none.
         ledger: keeps generations over a kill; None: nothing is kept.
         progress: called with (requests done, requests in all).
 
     Attributes:
+        window: as given.
         outcomes: (task, document, request) -> Outcome, of every generation asked for.
 
     Raises:
@@ -134,6 +138,7 @@ class SuiteLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes are untype
         ends: Sequence[int],
         batch_size: int,
         max_length: int | None,
+        suite_length: int | None = None,
         ledger: Ledger | None = None,
         progress: Callable[[int, int | None], None] = lambda done, total: None,
     ) -> None:
@@ -145,12 +150,13 @@ class SuiteLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes are untype
         if max_length is not None and tokenizer is None:
             raise ValueError(f"max_length is {max_length}, and there is no tokenizer to measure it: name one")
         self.tokenizer = tokenizer
+        self.window = window
         self.outcomes: dict[tuple[str, int, int], Outcome] = {}
         self._batch_size = batch_size
-        self._limit = max_length
+        self._limit = suite_length if max_length is None else max_length
+        self._bound = window if max_length is None else None  # of prompt and answer together
         self._ledger = ledger
         self._progress = progress
-        self._window = window
         self._ends = tuple(ends)
 
     @property
@@ -256,16 +262,16 @@ class SuiteLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes are untype
         if not _is_ours(instance):
             return self._harness_job(instance, prompt, (longest, 0, tuple(sorted(ends))))
         request = Request.from_dict(instance.doc["requests"][instance.idx])
-        if self._window is not None:
-            longest = min(longest, self._window // _ANSWER_SHARE)
+        if self.window is not None:
+            longest = min(longest, self.window // _ANSWER_SHARE)
         if self.tokenizer is None:
             return Job(instance, request, _NOTHING, False, (longest, 0, tuple(sorted(ends))))
         if request.newline_stops:
             ends.add(encode(self.tokenizer, "\n", special=False)[-1])
         settings = (longest, int(request.newline_stops), tuple(sorted(ends)))
         where = f"task {instance.task_name}, sample {instance.doc_id}"
-        numbers = f"window {self._window}, new tokens {longest}, max_length {self._limit}"
-        room = None if self._window is None else self._window - longest
+        numbers = f"window {self.window}, new tokens {longest}, max_length {self._limit}"
+        room = None if self._bound is None else self._bound - longest
         try:
             ids, truncated = prepare(request, self.tokenizer, room=room, limit=self._limit)
         except DoesNotFit as error:
@@ -281,11 +287,11 @@ class SuiteLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes are untype
             return Job(instance, request, _NOTHING, False, settings)
         ids = encode(self.tokenizer, prompt, special=None)
         room = min(
-            sys.maxsize if self._window is None else self._window - settings[0],
+            sys.maxsize if self._bound is None else self._bound - settings[0],
             sys.maxsize if self._limit is None else self._limit,
         )
         if room < 1:
-            error = f"{settings[0]} new tokens leave no room for a prompt in the model's window of {self._window}"
+            error = f"{settings[0]} new tokens leave no room for a prompt in the model's window of {self._bound}"
             return Job(instance, request, _NOTHING, True, settings, error)
         return Job(instance, request, np.array(ids[-room:], dtype=np.int32), len(ids) > room, settings)
 

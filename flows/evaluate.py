@@ -13,7 +13,15 @@ from longloom.flows.sources import RUN_PREFIX, of_run
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
-from longloom.tasks.longcontext.task import KnownPolicy, Passages, ask, check_names, known_policies, options_of
+from longloom.tasks.longcontext.task import (
+    KnownPolicy,
+    Passages,
+    ask,
+    check_names,
+    known_policies,
+    makes_prompts,
+    options_of,
+)
 from longloom.tasks.longcontext.task import evaluate as evaluate_task
 from longloom.tasks.longcontext.task import heads as heads_task
 
@@ -65,8 +73,12 @@ def evaluations_of(
     data: ArtifactRef | str | None,
     tasks: list[str] | None = None,
     passages: Passages | None = None,
+    part: str = "evaluation",
 ) -> dict[str, ArtifactRef]:
     """One evaluation artifact a KV policy (or one of the endpoint), each with its table artifact in the UI.
+
+    What was asked with a `max_length` bears it in its name (`longcache@8192:local=512`); with `truncation` there is
+    `full` besides, whose prompts are cut to the model's window.
 
     Args:
         store: where they go.
@@ -78,47 +90,61 @@ def evaluations_of(
         data: an artifact, a place, or None for the hub's data set.
         tasks: of the suite; None: all that the data has.
         passages: what stands in for the contexts; None: nothing does.
+        part: of the run's labels, where a report looks for it.
     """
+    # Lengths that somebody named are meant, whatever the model's window is.
+    named = max(params.lengths, default=None) if makes_prompts(suite) and params.endpoint.url is None else None
     common: dict[str, Any] = {
         "suite": suite,
         "tasks": tasks,
         "suite_options": options_of(suite, params.suite_options(suite)),
         "limit": params.limit,
-        "max_length": params.max_length,
+        "max_length": named if params.max_length is None else params.max_length,
         "seed": params.seed,
         "passages": passages,
     }
+    limited = "" if params.max_length is None else f"@{params.max_length}"
     behind = "" if passages is None else f"/{passages.label}"
     found = {}
 
+    def name_of(shown: str) -> str:
+        return f"{label}-{suite}-{shown}{behind}" if part == "evaluation" else f"{label}-{part}-{suite}-{shown}{behind}"
+
     def note(shown: str, ref: ArtifactRef) -> None:
-        found[shown + behind] = log.add(f"evaluation/{label}/{suite}/{shown}{behind}", ref)
-        publish_scores(store, ref, key=f"{label}-{suite}-{shown}{behind}")
+        found[shown + behind] = log.add(f"{part}/{label}/{suite}/{shown}{behind}", ref)
+        publish_scores(store, ref, key=name_of(shown))
 
     endpoint = params.endpoint
     if isinstance(model, str):
-        name = f"{label}-{suite}-endpoint{behind}"
-        note("endpoint", ask(store, data, label=name, model=model, **endpoint.model_dump(), **common))
+        shown = f"endpoint{limited}"
+        note(shown, ask(store, data, label=name_of(shown), model=model, **endpoint.model_dump(), **common))
         return found
-    policies = _policies(params)
-    heads = _heads_of(store, log, label, model, params)
-    names = [policy.name for policy in policies]
-    for policy in policies:
-        shown = policy.name if names.count(policy.name) == 1 else policy.text  # one policy with several settings
+
+    def measure(shown: str, policy: KnownPolicy, together: list[KnownPolicy], **change: Any) -> None:
         ref = evaluate_task(
             store,
             model,
             data,
-            label=f"{label}-{suite}-{shown}{behind}",
+            label=name_of(shown),
             policy=policy,
-            together=[other for other in policies if other != policy],
+            together=together,
             heads=heads,
             batch_size=params.batch,
             device=None,
             dtype=None,
-            **common,
+            **{**common, **change},
         )
         note(shown, ref)
+
+    policies = _policies(params)
+    heads = _heads_of(store, log, label, model, params)
+    names = [policy.name for policy in policies]
+    for policy in policies:
+        settings = policy.text.removeprefix(policy.name) if names.count(policy.name) > 1 else ""  # several of one
+        measure(f"{policy.name}{limited}{settings}", policy, [other for other in policies if other != policy])
+    if params.truncation and passages is None and not makes_prompts(suite):  # whose prompts are never cut
+        (full,) = known_policies([("full", {})])
+        measure(full.name, full, [], max_length=None)
     return found
 
 

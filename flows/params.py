@@ -167,6 +167,13 @@ def _number(text: str) -> int | float:
     return number
 
 
+def _parsed(value: list[str]) -> list[str]:
+    """The texts of KV policies as they are, if `parse_policy` reads them (ValueError)."""
+    for text in value:
+        parse_policy(text)
+    return value
+
+
 class ServerParams(Params):
     """An OpenAI-compatible server."""
 
@@ -225,7 +232,8 @@ class EvaluateParams(Params):
         default=["full"],
         min_length=1,
         description="KV policies with their options: full, streaming:sink=4,window=252, snapkv:budget=256,"
-        " snapkv:budget=0.3 (a share of the prompt), razor:compression=5,window=4000",
+        " snapkv:budget=0.3 (a share of the prompt), razor:compression=5,window=4000, longcache (fits itself to the"
+        " model's window), longcache:local=512,spans=15",
     )
     heads: str | None = Field(
         default=None,
@@ -236,14 +244,18 @@ class EvaluateParams(Params):
     max_length: int | None = Field(
         default=None,
         ge=16,
-        description="tokens of a prompt before the chat template, cut as the suite cuts; the model's window less the"
-        " answer by default",
+        description="tokens of a prompt before the chat template, cut as the suite cuts, beyond the model's window too;"
+        " what that window leaves beside the answer by default",
+    )
+    truncation: bool = Field(
+        default=False, description="with max_length: full attention too, on prompts cut to the model's window"
     )
     batch: int = Field(default=8, ge=1, description="prompts at once")
     seed: int = Field(default=0, ge=0, description="of generated samples")
     lengths: list[Annotated[int, Field(ge=1)]] = Field(
         default=[],
-        description="needle, ruler: tokens of prompt and answer; by default 256 to 1000 (needle), 4096 (ruler)",
+        description="needle, ruler: tokens of prompt and answer, beyond the model's window too; by default 256 to 1000"
+        " (needle), 4096 (ruler)",
     )
     depths: list[Annotated[int, Field(ge=0, le=100)]] = Field(
         default=[0, 25, 50, 75, 100], min_length=1, description="needle: depth in percent"
@@ -266,12 +278,15 @@ class EvaluateParams(Params):
         lengths = self.lengths or DEFAULT_LENGTHS.get(suite, [])
         return {"lengths": lengths, **{name: getattr(self, name) for name in names}}
 
-    @field_validator("policies")
-    @classmethod
-    def _policies(cls, value: list[str]) -> list[str]:
-        for text in value:
-            parse_policy(text)
-        return value
+    _policies = field_validator("policies")(_parsed)
+
+    @model_validator(mode="after")
+    def _compared(self) -> EvaluateParams:
+        if self.truncation and self.max_length is None:
+            raise ValueError("truncation is what max_length is compared with, and that is not given")
+        if self.truncation and self.endpoint.url is not None:
+            raise ValueError("truncation with an endpoint, whose model's window is not known; expected none")
+        return self
 
 
 class JudgeParams(Params):
@@ -405,6 +420,27 @@ class PipelineEvaluateParams(EvaluateParams):
     )
 
 
+class LongParams(Params):
+    """Needles in prompts longer than the model's window."""
+
+    policies: list[str] = Field(
+        default=["full", "streaming:sink=32,window=512", "longcache"],
+        min_length=1,
+        description="KV policies",
+    )
+    lengths: list[Annotated[int, Field(ge=1)]] = Field(
+        default=[1000, 2000, 4000],
+        min_length=1,
+        description="tokens of prompt and answer, within the window and beyond",
+    )
+    depths: list[Annotated[int, Field(ge=0, le=100)]] = Field(
+        default=[0, 25, 50, 75, 100], min_length=1, description=EvaluateParams.model_fields["depths"].description
+    )
+    samples: int = Field(default=2, ge=1, description="a cell")
+
+    _policies = field_validator("policies")(_parsed)
+
+
 class PipelineParams(Params):
     """The whole pipeline; without arguments, the demo."""
 
@@ -435,6 +471,10 @@ class PipelineParams(Params):
         default=True, description="measure retrieval against the whole context, on the model of the whole pool"
     )
     needle: bool = Field(default=True, description="measure the needle grid too")
+    beyond: bool = Field(
+        default=True, description="measure needles beyond the model's window, on the model of the whole pool"
+    )
+    long: LongParams = LongParams()
     full_pool: bool = Field(default=True, description="train on the whole pool too, for comparison")
     from_stage: StageName = Field(default="corpus", description="stages before it must be in the store")
     until_stage: StageName = Field(default="report", description="stages after it are left out")
@@ -453,12 +493,7 @@ class PipelineParams(Params):
             raise ValueError("evaluate.heads: a pipeline makes the head profiles of its models itself; expected none")
         return self
 
-    @field_validator("sweep")
-    @classmethod
-    def _sweep(cls, value: list[str]) -> list[str]:
-        for text in value:
-            parse_policy(text)
-        return value
+    _sweep = field_validator("sweep")(_parsed)
 
     @model_validator(mode="after")
     def _has_records(self) -> PipelineParams:

@@ -54,6 +54,8 @@ def pipeline(params: PipelineParams = PipelineParams(), store: str = DEFAULT_STO
     """From a corpus and instructions to a trained, evaluated model and a report; without parameters, the demo."""
     check_methods(params.coreset.methods)
     check_evaluation(_swept(params))
+    if params.beyond:
+        check_evaluation(_long(params))
     if params.rag:
         check_rag(params.evaluate.suite, params.retrieval)
     stages = _Range(store, params.from_stage, params.until_stage)
@@ -128,6 +130,9 @@ def _evaluate(params: PipelineParams, store: Store, log: RunLog, models: dict[st
         evaluations_of(store, log, label, model, asked, suite=asked.suite, data=data, tasks=tasks)
         if params.needle and asked.suite != "needle":
             evaluations_of(store, log, label, model, asked, suite="needle", data=haystack, tasks=["single"])
+        if params.beyond and label == "all":
+            far = _long(params)
+            evaluations_of(store, log, label, model, far, suite="needle", data=haystack, tasks=["single"], part="long")
     if params.rag:  # on the last model: that of the whole pool, if there is one
         asked = params.evaluate
         one = asked.model_copy(update={"policies": asked.policies[:1]})
@@ -141,6 +146,13 @@ def _swept(params: PipelineParams) -> EvaluateParams:
     known = {policy.text for policy in known_policies([parse_policy(text) for text in asked])}
     further = [text for text in params.sweep if known_policies([parse_policy(text)])[0].text not in known]
     return params.evaluate.model_copy(update={"policies": [*asked, *further]})
+
+
+def _long(params: PipelineParams) -> EvaluateParams:
+    """What the model of the whole pool is asked beyond its window."""
+    asked = params.evaluate
+    shared = {name: getattr(asked, name) for name in ("style", "seed", "batch")}
+    return EvaluateParams(suite="needle", **shared, **params.long.model_dump())
 
 
 def _name(source: str) -> str:

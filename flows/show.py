@@ -157,6 +157,18 @@ def show_heads(ref: ArtifactRef, store: str, *, as_json: bool) -> None:
         console().print(f"{name} in {file}", style="dim")
 
 
+def _print_beyond(report: Path) -> None:
+    """Needles beyond the window: a row a KV policy, a column a length."""
+    for entry in json.loads(report.read_text(encoding="utf-8")).get("beyond", []):
+        columns = [f"within {entry['window']:,}", *(f"{length:,}" for length in entry["lengths"])]
+        title = f"{entry['suite']} {entry['task']}, {entry['model']}"
+        table = Table(title, *columns, box=None, pad_edge=False)
+        for row in entry["rows"]:
+            cells = (row["within"], *row["at"])
+            table.add_row(row["policy"], *("" if cell is None else f"{cell['score']:.2f}" for cell in cells))
+        console().print(table)
+
+
 def show_pipeline(stages: dict[str, ArtifactRef], store: str, *, as_json: bool) -> None:
     """What a pipeline run made: the digests, the scores, the page."""
     place = Store(store)
@@ -177,7 +189,9 @@ def show_pipeline(stages: dict[str, ArtifactRef], store: str, *, as_json: bool) 
             row["label"] = " ".join([model, *context])
         _print_scores(rows)
     if "report" in stages:
-        console().print(f"report  {place.open(stages['report']) / 'index.html'}")
+        folder = place.open(stages["report"])
+        _print_beyond(folder / "report.json")
+        console().print(f"report  {folder / 'index.html'}")
 
 
 def show_report(ref: ArtifactRef, store: str, out: str | None, *, as_json: bool) -> None:

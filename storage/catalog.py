@@ -9,7 +9,7 @@ from longloom.storage.duck import connect
 from longloom.storage.store import Store
 
 #: Columns of scores.parquet that artifacts of earlier versions lack.
-_LATER = ("fixed", "full_score", "retrieval")
+_LATER = ("fixed", "full_score", "retrieval", "beyond", "window")
 
 
 class Catalog:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gpu.harness import Run, close
 from longloom.kernels.attention.pages import PAGE
-from longloom.kernels.kvcache.base import reserve
+from longloom.kernels.kvcache.base import KVPolicy, reserve
 from longloom.kernels.kvcache.compressed import CompressedState
 from longloom.kernels.kvcache.full import FullPolicy
 from longloom.kernels.kvcache.prompt import PromptPolicy
@@ -172,9 +172,7 @@ def _measure_steps(
 
 
 @contextmanager
-def decoding(
-    model: PreTrainedModel, policy: RazorPolicy | FullPolicy, cache: PolicyCache
-) -> Iterator[Callable[[], Tensor]]:
+def decoding(model: PreTrainedModel, policy: KVPolicy[Any], cache: PolicyCache) -> Iterator[Callable[[], Tensor]]:
     """A greedy step that goes on from the cache and does not wait for the device: the logits [1, vocabulary]."""
     from longloom.kernels.huggingface.attention import policy_attention
 

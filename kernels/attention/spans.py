@@ -60,9 +60,10 @@ def vote_spans(
 
 
 def reference(votes: Tensor, most: int, span: int, begin: Tensor | None, end: Tensor | None) -> tuple[Tensor, Tensor]:
-    """All rows at once."""
+    """All rows at once, but on a CPU the few keys with votes are picked out row by row before they are compared."""
     tokens = votes.shape[1]
-    middles = most_voted(votes, most, begin, end).sort(dim=1).values
+    voted = _most_voted_by_row if votes.device.type == "cpu" else most_voted
+    middles = voted(votes, most, begin, end).sort(dim=1).values
     low, high = _bounds(votes, begin, end)
     ends = (middles + span // 2).minimum(high)
     starts = (middles - span // 2).maximum(torch.cat([low, ends[:, :-1]], dim=1)).maximum(low)
@@ -86,6 +87,19 @@ def most_voted(votes: Tensor, most: int, begin: Tensor | None, end: Tensor | Non
     best = (votes.long() << 32 | place).where(counts, -1).topk(min(most, tokens), sorted=False).values
     positions = (best & 0xFFFFFFFF).where(best >= 0, tokens)
     return torch.nn.functional.pad(positions, (0, most - positions.shape[1]), value=tokens)
+
+
+def _most_voted_by_row(votes: Tensor, most: int, begin: Tensor | None, end: Tensor | None) -> Tensor:
+    """`most_voted` by a number of steps that the values decide, which only a host may wait for."""
+    tokens = votes.shape[1]
+    middles = torch.full((len(votes), most), tokens)
+    for b, (low, high) in enumerate(torch.cat(_bounds(votes, begin, end), dim=1).tolist()):
+        row = votes[b, low:high]
+        place = (row > 0).nonzero()[:, 0]
+        if len(place) > most:
+            place = (row[place].long() << 32 | place).topk(most, sorted=False).values & 0xFFFFFFFF
+        middles[b, : len(place)] = place + low
+    return middles
 
 
 def _bounds(votes: Tensor, begin: Tensor | None, end: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -5,80 +5,91 @@
 with no scale, no softmax and no causal mask (LongCache / ReAttention, arXiv 2407.15176). Of equal scores the later
 position wins: un-rotated keys of equal tokens are equal in the first layer, so that happens. `block` is the authors'
 approximate rule: only the best of each block of so many keys, counted from begin, competes.
+
+Keys may come in pieces, which may lie on the host while the query is on a GPU, and as 8-bit codes with a scale each
+(`quantise`), whose score is s = (q . code) * scale.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from longloom.kernels.attention.quantise import CODES
+from longloom.kernels.attention.topk_reference import reference, reference_votes
 from longloom.kernels.checks import FLOATS, Arguments
 from longloom.kernels.dispatch import choose, triton_refusal
 
 #: Largest k of the Triton kernel, which holds the best k of each row in registers.
 TRITON_K = 32
 
-#: The reference compares blocks of so many keys before single ones, and holds so many keys and scores at once: what
-#: stays in a processor's cache.
-_UNIT = 64
-_CHUNK = 4096
-_SCORES = 1 << 22
-
 
 @torch.no_grad()
 def topk_indices(
     query: Tensor,
-    key: Tensor,
+    key: Tensor | Sequence[Tensor],
     k: int,
     *,
     begin: Tensor | None = None,
     end: Tensor | None = None,
     block: int | None = None,
+    scales: Tensor | Sequence[Tensor] | None = None,
     implementation: str | None = None,
 ) -> Tensor:
     """Positions of the k keys with the highest scores.
 
+    Keys in pieces give what they give side by side. Pieces on the host come to the query's GPU one after the other, at
+    most two at a time and each whole, the next while one is searched if their memory is pinned; until all has come, the
+    host must not write to them. Beside them the device holds k int64 a row, piece and split of a piece.
+
     Args:
         query: [B, Hq, Sq, D], not rotated.
-        key: [B, Hkv, N, D], not rotated, of the query's dtype; any strides but for the last dimension's.
+        key: [B, Hkv, N, D], not rotated, of the query's dtype, or int8 or float8_e4m3fn codes; or pieces
+            [B, Hkv, n, D] of it in order. Any strides but for the last dimension's.
         k: how many, at least 1.
-        begin, end: [B] int32 or None: row b's keys are begin[b] .. end[b] - 1; None: 0, N. On a GPU their values are
-            not checked but cut to 0 .. N.
-        block: None: exact. A power of two from 32: only the best of each block of so many keys from begin competes.
+        begin, end: [B] int32 or None: row b's keys are begin[b] .. end[b] - 1 of all; None: 0, N. On a GPU their values
+            are not checked but cut to 0 .. N.
+        block: None: exact. A power of two from 32: only the best of each block of so many keys from begin competes;
+            of keys in one piece alone, for the end of a piece would cut a block.
+        scales: [B, Hkv, N] float32 of codes, a key's number for a code of 1; in pieces if the keys are. What codes
+            cost in exactness: see `quantise`.
         implementation: "triton" or "reference" (which waits for begin and end where they lie on a GPU); None: the
             fastest that can.
 
     Returns:
-        [B, Hq, Sq, k] int32, the best first, -1 behind where there are fewer. Scores are float32 (float64 for float64).
+        [B, Hq, Sq, k] int32, the best first, -1 behind where there are fewer. Scores are float32 (float64 for float64
+        queries).
 
     Raises:
         ValueError: shapes, types or devices that do not fit, a value out of range, or an implementation that cannot do
             this.
     """
-    if _choose("topk_indices", query, key, k, begin, end, block, implementation) == "triton":
+    keys, weights = _pieces(key), None if scales is None else _pieces(scales)
+    if _choose("topk_indices", query, keys, weights, k, begin, end, block, implementation) == "triton":
         from longloom.kernels.attention.triton.topk import topk_indices as run
     else:
         run = reference
-    return run(query, key, k, begin, end, block)
+    return run(query, keys, weights, k, begin, end, block)
 
 
 @torch.no_grad()
 def topk_votes(
     query: Tensor,
-    key: Tensor,
+    key: Tensor | Sequence[Tensor],
     k: int,
     *,
     begin: Tensor | None = None,
     end: Tensor | None = None,
     block: int | None = None,
+    scales: Tensor | Sequence[Tensor] | None = None,
     implementation: str | None = None,
 ) -> Tensor:
     """How often each key is among the k with the highest scores: `topk_indices` counted, without writing them.
 
     Args:
-        query, key, k, begin, end, block, implementation: see `topk_indices`.
+        query, key, k, begin, end, block, scales, implementation: see `topk_indices`.
 
     Returns:
         [B, N] int32, over the query heads and queries of the row.
@@ -86,96 +97,12 @@ def topk_votes(
     Raises:
         ValueError: see `topk_indices`.
     """
-    if _choose("topk_votes", query, key, k, begin, end, block, implementation) == "triton":
+    keys, weights = _pieces(key), None if scales is None else _pieces(scales)
+    if _choose("topk_votes", query, keys, weights, k, begin, end, block, implementation) == "triton":
         from longloom.kernels.attention.triton.topk import topk_votes as run
     else:
         run = reference_votes
-    return run(query, key, k, begin, end, block)
-
-
-def reference(
-    query: Tensor, key: Tensor, k: int, begin: Tensor | None, end: Tensor | None, block: int | None
-) -> Tensor:
-    """`topk_indices`: chunks of keys, each one's best merged with the best so far; never all scores at once."""
-    batch, heads, steps, size = query.shape
-    kv_heads, tokens = key.shape[1:3]
-    exact = torch.promote_types(query.dtype, torch.float32)
-    rows = query.reshape(batch, kv_heads, -1, size).to(exact)  # [B, Hkv, M, D], M = G * Sq
-    begins = [0] * batch if begin is None else begin.clamp(0, tokens).tolist()
-    ends = [tokens] * batch if end is None else end.clamp(0, tokens).tolist()
-    unit = block or _UNIT
-    chunk = max(unit, _CHUNK)
-    tile = max(1, _SCORES // (kv_heads * chunk))
-    converted = torch.empty(kv_heads, unit if key.dtype == exact else chunk, size, dtype=exact, device=query.device)
-    best = torch.full((*rows.shape[:3], k), -torch.inf, dtype=exact, device=query.device)
-    places = torch.full(best.shape, -1, device=query.device)
-    for b in range(batch):
-        for start, stop in _pieces(begins[b], ends[b], chunk, unit):
-            keys = key[b, :, start:stop]
-            if key.dtype != exact or (stop - start) % unit:
-                # Whole units, whatever is behind: in some products the columns of a remainder are summed in another
-                # order, and equal keys get unequal scores.
-                converted[:, : stop - start] = keys
-                keys = converted[:, : stop - start + -(stop - start) % unit]
-            for first in range(0, rows.shape[2], tile):
-                now = slice(first, first + tile)
-                scores = _products(rows[b, :, now], keys)
-                scores[..., stop - start :] = -torch.inf
-                found, place = _candidates(scores.unflatten(-1, (-1, unit)), k, one_a_block=block is not None)
-                found = torch.cat([best[b, :, now], found], -1)
-                place = torch.cat([places[b, :, now], place + start], -1)
-                kept = _keep(found, k)
-                best[b, :, now], places[b, :, now] = found.gather(-1, kept), place.gather(-1, kept)
-    order = k - 1 - best.flip(-1).sort(dim=-1, descending=True, stable=True).indices
-    places = places.gather(-1, order).masked_fill(best.gather(-1, order) == -torch.inf, -1)
-    return places.to(torch.int32).view(batch, heads, steps, k)
-
-
-def reference_votes(
-    query: Tensor, key: Tensor, k: int, begin: Tensor | None, end: Tensor | None, block: int | None
-) -> Tensor:
-    """`topk_votes`, by counting the indices."""
-    indices = reference(query, key, k, begin, end, block).flatten(1).long()
-    votes = torch.zeros(len(query), key.shape[2] + 1, dtype=torch.int32, device=query.device)
-    votes.scatter_add_(1, indices.where(indices >= 0, key.shape[2]), torch.ones_like(indices, dtype=torch.int32))
-    return votes[:, :-1].contiguous()
-
-
-def _products(rows: Tensor, keys: Tensor) -> Tensor:
-    """rows [Hkv, m, D] by keys [Hkv, n, D]: [Hkv, m, n]. With few rows only keys first is as fast as memory."""
-    return (keys @ rows.mT).mT.contiguous() if rows.shape[1] <= 8 else rows @ keys.mT
-
-
-def _pieces(begin: int, end: int, chunk: int, unit: int) -> list[tuple[int, int]]:
-    """begin .. end in chunks; what is left over of the last unit is a piece of its own."""
-    whole = begin + max(0, end - begin) // unit * unit
-    cuts = [*range(begin, whole, chunk), whole]
-    return [*pairwise(cuts), *([(whole, end)] if whole < end else [])]
-
-
-def _candidates(scores: Tensor, k: int, *, one_a_block: bool) -> tuple[Tensor, Tensor]:
-    """Scores [..., n] and places [..., n], ascending, among which the best k of scores [..., blocks, unit] are.
-
-    They are in the k blocks whose highest scores are the highest, the later of equal ones: any other key has k better
-    ones. So only one pass looks at all scores, for the maxima.
-    """
-    unit = scores.shape[-1]
-    kept = _keep(scores.amax(-1), k)
-    inside = scores.gather(-2, kept[..., None].expand(*kept.shape, unit))
-    if one_a_block:
-        found, behind = inside.flip(-1).max(-1)  # the first of equal ones
-        return found, kept * unit + (unit - 1 - behind)
-    place = kept[..., None] * unit + torch.arange(unit, device=scores.device)
-    return inside.flatten(-2), place.flatten(-2)
-
-
-def _keep(scores: Tensor, k: int) -> Tensor:
-    """Where the k highest of scores [..., n] are, ascending; of equal ones the last. [..., min(k, n)] int64."""
-    size = scores.shape[-1]
-    least = scores.topk(min(k, size)).values[..., -1:]
-    place = torch.arange(size, dtype=torch.int32, device=scores.device)
-    rank = torch.where(scores > least, place + size, torch.where(scores == least, place, -1))
-    return rank.topk(min(k, size)).indices.sort().values
+    return run(query, keys, weights, k, begin, end, block)
 
 
 def check_middle(check: Arguments, begin: Tensor | None, end: Tensor | None) -> None:
@@ -192,10 +119,38 @@ def check_middle(check: Arguments, begin: Tensor | None, end: Tensor | None) -> 
         check.require(not crossed, "begin", "at most end", next(iter(crossed), None))
 
 
+def _pieces(key: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [key] if isinstance(key, Tensor) else list(key)
+
+
+def _check_keys(check: Arguments, query: Tensor, keys: list[Tensor], scales: list[Tensor] | None) -> None:
+    """Check all pieces; those of a query on a GPU may lie on the host."""
+    check.require(bool(keys), "key", "a tensor or pieces", "no piece")
+    codes = isinstance(keys[0], Tensor) and keys[0].dtype in CODES
+    check.require(codes or scales is None, "scales", "None but for codes", "scales")
+    check.require(not codes or scales is not None, "scales", "given for codes", None)
+    if scales is not None:
+        check.require(len(scales) == len(keys), "scales", f"{len(keys)} pieces like key", len(scales))
+    tokens = 0
+    for i, piece in enumerate(keys):
+        at, dim = (f"[{i}]", "n") if len(keys) > 1 else ("", "N")
+        sizes = {name: size for name, size in check.sizes.items() if name != "n"}
+        on_host = isinstance(piece, Tensor) and piece.device.type == "cpu" and query.device.type == "cuda"
+        here = Arguments(check.operation, sizes) if on_host else check
+        here.sizes = sizes
+        here.tensor(f"key{at}", piece, f"B Hkv {dim} D", keys[0].dtype if codes else query.dtype, strided=True)
+        if scales is not None:
+            here.tensor(f"scales{at}", scales[i], f"B Hkv {dim}", torch.float32, strided=True)
+        check.sizes = here.sizes
+        tokens += piece.shape[2]
+    check.sizes["N"] = tokens
+
+
 def _choose(
     operation: str,
     query: Tensor,
-    key: Tensor,
+    keys: list[Tensor],
+    scales: list[Tensor] | None,
     k: int,
     begin: Tensor | None,
     end: Tensor | None,
@@ -205,12 +160,13 @@ def _choose(
     """Check the arguments; the implementation to run."""
     check = Arguments(operation)
     check.tensor("query", query, "B Hq Sq D", FLOATS)
-    check.tensor("key", key, "B Hkv N D", query.dtype, strided=True)
+    _check_keys(check, query, keys, scales)
     check.groups()
     check.require(k >= 1, "k", "at least 1", k)
     check_middle(check, begin, end)
     power = block is None or (block >= 32 and block & (block - 1) == 0)
     check.require(power, "block", "None or a power of two of at least 32 keys", block)
+    check.require(block is None or len(keys) == 1, "block", f"None for keys in {len(keys)} pieces", block)
     refusal = triton_refusal(query, asked=implementation == "triton", head_dim=query.shape[-1])
     if refusal is None and k > TRITON_K:
         refusal = f"it holds the best k of a row in registers, {TRITON_K} at most, found k = {k}"

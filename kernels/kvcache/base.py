@@ -57,9 +57,14 @@ class Rope:
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
     def tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the positions 0 .. length - 1, [>= length, D/2] float32 each; made once."""
+        """Cosines and sines of the positions 0 .. length - 1 at least, [>= length, D/2] float32 each.
+
+        They are kept, and made anew only where the length passes a power of two: an answer asks for one more with each
+        token.
+        """
         if device not in self._tables or len(self._tables[device][0]) < length:
-            angles = torch.arange(length, device=device)[:, None].float() * self.inv_freq.to(device)
+            positions = torch.arange(1 << (length - 1).bit_length(), device=device)
+            angles = positions[:, None].float() * self.inv_freq.to(device)
             scale = self.attention_scaling
             self._tables[device] = angles.cos() * scale, angles.sin() * scale
         return self._tables[device]

@@ -7,10 +7,11 @@ places in it, so no position leaves the trained window however long the context 
 2407.15176, section 3). A policy of this family fills one method, `choose`.
 
 Notable choices: a prompt is read in chunks, the queries of a chunk choose together, and a chunk lies within `local`, so
-whatever is chosen is older than all of it. Chunks end at whole multiples of their size from the first slot on (and
-where the scope is first full): it does not matter how a caller cuts a prompt, as long as it cuts there. Each row of a
-batch has a scope of its own; a left-padded row's chunks end at the slots where the batch's do. Nothing waits for the
-device.
+whatever is chosen is older than all of it. As long as the scope has room for all of a row's tokens it sees them all:
+this is full attention then. Chunks end at whole multiples of their size from the first slot on (and where the scope is
+first full): it does not matter how a caller cuts a prompt, as long as it cuts there. Each row of a batch has a scope of
+its own; a left-padded row's chunks end at the slots where the batch's do. Nothing waits for the device, unless the
+tokens are in host memory (`host`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from longloom.kernels.kvcache.base import Alibi, KVPolicy, LayerState, Rope
-from longloom.kernels.kvcache.tokens import DeviceTokens
+from longloom.kernels.kvcache.tokens import DeviceTokens, HostTokens, Tokens
 
 #: The most that defaults take for `local` and `chunk`: the paper's for models of 128K.
 MOST_LOCAL = 8192
@@ -32,12 +33,13 @@ MOST_CHUNK = 512
 
 @dataclass(eq=False)
 class ScopedState(LayerState):
-    """All tokens of one layer."""
+    """All tokens of one layer. A policy that keeps more of them than that adds it as a field."""
 
-    tokens: DeviceTokens = field(default_factory=DeviceTokens)
+    tokens: Tokens = field(default_factory=DeviceTokens)
 
     def bytes(self) -> int:
-        return sum(tensor.untyped_storage().nbytes() for tensor in self.tokens.tensors())
+        """Memory held on the model's device: what is in host memory is not counted."""
+        return super().bytes() + sum(tensor.untyped_storage().nbytes() for tensor in self.tokens.tensors())
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class ScopedPolicy(KVPolicy[ScopedState]):
         sink: first tokens of each row, always seen (the paper's "global").
         local: last tokens, always seen, the chunk at hand included; None: half of the model's window, 8,192 at most.
         chunk: queries of a prompt that choose together, `local` at most; None: an eighth of `local`, 512 at most.
+        host: whether the tokens are in host memory, so that the device holds the last ones alone and each step brings
+            the others that it sees. What a policy keeps on the device to choose by grows with the context all the same.
     """
 
     state_type: ClassVar[type[LayerState]] = ScopedState
@@ -55,6 +59,7 @@ class ScopedPolicy(KVPolicy[ScopedState]):
     sink: int = 32
     local: int | None = None
     chunk: int | None = None
+    host: bool = False
 
     def __post_init__(self) -> None:
         self._check("sink", self.sink, 0)
@@ -71,6 +76,12 @@ class ScopedPolicy(KVPolicy[ScopedState]):
     @abstractmethod
     def most_chosen(self) -> int:
         """Tokens of the middle that `choose` takes at most, of a policy that is `fitted`."""
+
+    @property
+    def recent(self) -> int:
+        """Last tokens whose keys `choose` may read by `tokens.last`, `local` at least, of a policy that is `fitted`."""
+        assert self.local is not None
+        return self.local
 
     @abstractmethod
     def choose(self, state: Any, query: Tensor, begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +100,7 @@ class ScopedPolicy(KVPolicy[ScopedState]):
         """With the defaults of the model's window.
 
         Raises:
-            ValueError: the window is not known and `local` or `chunk` is not given.
+            ValueError: the window is not known and `local` is not given, or a `chunk` that was given is longer than it.
         """
         assert isinstance(rope, Rope)
         local, chunk = self.local, self.chunk
@@ -115,8 +126,7 @@ class ScopedPolicy(KVPolicy[ScopedState]):
         while behind < key.shape[2]:
             first, behind = behind, min(key.shape[2], behind + self._until_cut(state.seen))
             now = slice(first, behind)
-            state.tokens.append(key[:, :, now], value[:, :, now])
-            state.seen = state.tokens.seen
+            self._take_in(state, key[:, :, now], value[:, :, now])
             outputs.append(self._attend_chunk(state, query[:, :, now].contiguous(), rope, start, scaling))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
@@ -124,53 +134,66 @@ class ScopedPolicy(KVPolicy[ScopedState]):
         """Tokens until the next place where a chunk ends."""
         assert self.local is not None
         assert self.chunk is not None
-        left = self.chunk - seen % self.chunk
-        return min(left, self.sink + self.local - seen) if seen < self.sink + self.local else left
+        left, full = self.chunk - seen % self.chunk, self.sink + self.most_chosen + self.local
+        return min(left, full - seen) if seen < full else left
+
+    def _take_in(self, state: Any, key: Tensor, value: Tensor) -> None:
+        """Add tokens [B, Hkv, S, D] to the state, none behind the next cut."""
+        if self.host and not state.seen:
+            assert self.local is not None
+            assert self.chunk is not None
+            state.tokens = HostTokens(self.local, self.chunk, self.recent)
+        state.tokens.append(key, value)
+        state.seen = state.tokens.seen
 
     def _attend_chunk(
         self, state: ScopedState, query: Tensor, rope: Rope, start: Tensor | None, scaling: float
     ) -> Tensor:
         """The newest queries, whose keys and values the state has already."""
+        positions, count = self._lay_out(state, query, start)
+        cos, sin = rope.tables(positions.shape[1], query.device)
+        return state.tokens.attend(query, positions, count, cos, sin, scaling)
+
+    def _lay_out(self, state: ScopedState, query: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The slots that the newest queries see, in order [B, size] int32, and how many they are [B] int32."""
         assert self.local is not None
-        batch, seen, device = len(query), state.seen, query.device
-        first = torch.zeros(batch, dtype=torch.int32, device=device)
+        seen, device = state.seen, query.device
+        size = min(seen, self.sink + self.most_chosen + self.local)
+        first = torch.zeros(len(query), dtype=torch.int32, device=device)
         if start is not None:
             first = start.to(torch.int32).clamp(max=seen)  # a row may begin behind this chunk
-        begin = (first + self.sink).clamp(max=seen)
-        end = begin.clamp(min=seen - self.local)
-        if seen > self.sink + self.local and self.most_chosen:
-            chosen, count = self.choose(state, query, begin, end)
-        else:  # no row has a middle
-            chosen, count = first.new_empty(batch, 0), torch.zeros_like(first)
-        size = min(seen, self.sink + chosen.shape[1] + self.local)
-        positions, used = scope(first, begin, end, seen, chosen, count, size)
-        cos, sin = rope.tables(size, device)
-        return state.tokens.attend(query, positions, used, cos, sin, scaling)
+        shift, chosen = first, first.new_empty(len(query), 0)
+        if seen > size:
+            end = seen - self.local
+            begin, shift = first + self.sink, torch.full_like(first, end - self.sink)
+            if start is not None:  # a row that fits is seen whole: nothing is chosen
+                fits = first >= seen - size
+                begin, shift = begin.masked_fill(fits, end), torch.where(fits, first, shift)
+            if self.most_chosen:
+                chosen, count = self.choose(state, query, begin, torch.full_like(first, end))
+                shift = shift - count
+        return scope(first, self.sink, chosen, shift, size), seen - shift
 
     def _check(self, option: str, value: Any, least: int) -> None:
         if type(value) is not int or value < least:
             raise ValueError(f"KV policy {self.name!r}: {option} must be a whole number >= {least}, found {value!r}")
 
 
-def scope(
-    first: Tensor, begin: Tensor, end: Tensor, seen: int, chosen: Tensor, count: Tensor, size: int
-) -> tuple[Tensor, Tensor]:
-    """The slots of each row's scope in order: first .. begin - 1, those chosen, end .. seen - 1.
+def scope(first: Tensor, sink: int, chosen: Tensor, shift: Tensor, size: int) -> Tensor:
+    """The slots of each row's scope in order: the first `sink`, those chosen, and the last ones.
 
     Args:
-        first, begin, end, count: [B] int32, of each row its first slot, the bounds of its middle, how many are chosen.
-        seen: slots so far.
-        chosen: [B, m] int32.
-        size: of the largest scope, or more.
+        first: [B] int32, each row's first slot.
+        chosen: [B, m] int32, -1 behind the last.
+        shift: [B] int32, by how much the last ones' slots are ahead of their places in the scope.
+        size: of the largest scope.
 
     Returns:
-        Slots [B, size] int32 (without meaning behind the last), how many they are [B] int32.
+        [B, size] int32, ascending; what is behind a row's last slot goes on counting.
     """
-    place = torch.arange(size, dtype=torch.int32, device=first.device).expand(len(first), -1)
-    sinks = (begin - first)[:, None]
-    local = sinks + count[:, None]
-    slots = torch.where(place < sinks, place + first[:, None], place + (end[:, None] - local))
-    if chosen.shape[1]:
-        inside = chosen.gather(1, (place - sinks).clamp(0, chosen.shape[1] - 1).long())
-        slots = torch.where((place >= sinks) & (place < local), inside, slots)
-    return slots, local[:, 0] + seen - end
+    place = torch.arange(size, dtype=torch.int32, device=first.device)
+    slots = place + shift[:, None]
+    slots[:, :sink] = place[:sink] + first[:, None]
+    middle = slots[:, sink : sink + chosen.shape[1]]
+    torch.where(chosen < 0, middle, chosen, out=middle)
+    return slots

@@ -40,7 +40,15 @@ class Opened(Protocol):
     tokenizer: PreTrainedTokenizerBase | None
     environment: dict[str, str]
 
-    def lm(self, out: Path, *, batch_size: int, max_length: int | None, progress: Progress) -> SuiteLM:
+    def lm(
+        self,
+        out: Path,
+        *,
+        batch_size: int,
+        max_length: int | None,
+        suite_length: int | None,
+        progress: Progress,
+    ) -> SuiteLM:
         """The model for the harness, with a ledger in `out`."""
 
 
@@ -119,7 +127,15 @@ class _OpenedPolicy:
         if device.type == "cuda":
             self.environment["accelerator"] = torch.cuda.get_device_name(device)
 
-    def lm(self, out: Path, *, batch_size: int, max_length: int | None, progress: Progress) -> SuiteLM:
+    def lm(
+        self,
+        out: Path,
+        *,
+        batch_size: int,
+        max_length: int | None,
+        suite_length: int | None,
+        progress: Progress,
+    ) -> SuiteLM:
         backend = self._backend
         companions = {
             (built := backend.build(other.policy, other.options)): self._ledger(other.folder, built, batch_size)
@@ -133,6 +149,7 @@ class _OpenedPolicy:
             policy,
             batch_size=batch_size,
             max_length=max_length,
+            suite_length=suite_length,
             ledger=self._ledger(out, policy, batch_size),
             companions=companions,
             progress=progress,
@@ -197,7 +214,15 @@ class _OpenedEndpoint:
         self.tokenizer = tokenizer
         self.environment = {"url": backend.url}
 
-    def lm(self, out: Path, *, batch_size: int, max_length: int | None, progress: Progress) -> SuiteLM:
+    def lm(
+        self,
+        out: Path,
+        *,
+        batch_size: int,
+        max_length: int | None,
+        suite_length: int | None,
+        progress: Progress,
+    ) -> SuiteLM:
         from longloom.evals.endpoint_lm import EndpointLM
 
         backend = self._backend
@@ -206,6 +231,7 @@ class _OpenedEndpoint:
             self.tokenizer,
             batch_size=batch_size,
             max_length=max_length,
+            suite_length=suite_length,
             ledger=Ledger(out / LEDGER, {"url": backend.url, "model": backend.model, "api": backend.api}),
             progress=progress,
         )

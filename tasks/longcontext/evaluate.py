@@ -62,8 +62,8 @@ def build(
         tasks: its tasks to run; None or none: all that the data has.
         suite_options: the suite's own options (needle: lengths, depths, ...).
         limit: at most so many samples a task, the first ones.
-        max_length: limit on a prompt's tokens before the chat template; None: the suite's own, if it has one, and what
-            the model's window leaves.
+        max_length: limit on a prompt's tokens before the chat template, which may exceed the model's window: what a KV
+            policy makes of that is what is measured. None: the suite's own, if it has one, and what the window leaves.
         batch_size: prompts a batch.
         seed: of what a suite draws at random.
         retrieval: passages that stand in for the contexts; None: the model gets the whole context.
@@ -84,9 +84,8 @@ def build(
     asked = open_suite(suite, source)
     if retrieval is not None:
         asked = RetrievedSuite(asked, retrieval, opened.tokenizer)
-    if opened.tokenizer is not None:  # without one nothing can be measured
-        max_length = max_length or asked.max_length
-    lm = opened.lm(out, batch_size=batch_size, max_length=max_length, progress=progress)
+    own = None if opened.tokenizer is None else asked.max_length  # without one nothing can be measured
+    lm = opened.lm(out, batch_size=batch_size, max_length=max_length, suite_length=own, progress=progress)
     names = list(dict.fromkeys(tasks or asked.tasks()))
     with quiet_harness():
         harness_tasks = {harness_name(suite, name): task_of(asked, name) for name in names}
@@ -115,7 +114,9 @@ def build(
         mended = [parts for _, parts in rated if parts is not None]
         fixed = asked.score(name, mended) if mended else None
         score = results["results"][label]["score,none"]
-        scores.append({**head, "score": score, "fixed": fixed, "full_score": asked.full_score, **counts(rows)})
+        scores.append(
+            {**head, "score": score, "fixed": fixed, "full_score": asked.full_score, **counts(rows, lm.window)}
+        )
         costs.append({**head, **cost(outcomes.values())})
     failed = sum(row["failed"] for row in samples)
     if failed == len(samples):
@@ -157,12 +158,14 @@ def outcomes_of(lm: SuiteLM, label: str) -> dict[int, list[Outcome]]:
     return outcomes
 
 
-def counts(rows: Sequence[Row]) -> Row:
-    """What a task's row says of its samples."""
+def counts(rows: Sequence[Row], window: int | None) -> Row:
+    """What a task's row says of its samples, under a model of this window."""
     return {
         "samples": len(rows),
         "failed": sum(row["failed"] for row in rows),
         "truncated": sum(row["truncated"] for row in rows),
+        "beyond": None if window is None else sum((row["prompt_tokens"] or 0) > window for row in rows),
+        "window": window,
     }
 
 

@@ -44,7 +44,7 @@ def build(
         out: empty, or with what a killed run left.
         tasks: names of tasks, groups or tags.
         limit: at most so many samples a task, the first ones.
-        max_length: limit on a prompt's tokens; None: what the model's window leaves.
+        max_length: as of `tasks.longcontext.evaluate.build`.
         batch_size: prompts a batch.
         seed: added to the harness's own of the draw of few-shot examples.
         progress: called with requests done and in all, of each kind of request.
@@ -60,7 +60,7 @@ def build(
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}, expected at least 1 sample a task")
     opened = backend.open()
-    lm = opened.lm(out, batch_size=batch_size, max_length=max_length, progress=progress)
+    lm = opened.lm(out, batch_size=batch_size, max_length=max_length, suite_length=None, progress=progress)
     with quiet_harness(), _seeded():
         loaded = harness_tasks(tasks, include_path=data)
         for task in loaded.values():
@@ -95,7 +95,7 @@ def build(
         for score in scores_of(results, name):
             metric = _metric(score.metric, score.filter)
             own = [row for row in rows if row["metric"] == metric]
-            scores.append({**head, "metric": metric, "score": score.value, **counts(own)})
+            scores.append({**head, "metric": metric, "score": score.value, **counts(own, lm.window)})
         if outcomes:
             costs.append({**head, **cost(outcomes.values())})
         numbered |= {(name, row["sample"]) for row in rows}

@@ -38,7 +38,8 @@ SAMPLES = pa.schema(
     ]
 )
 
-#: One row a task and metric, on the official scale, whose highest score is `full_score`.
+#: One row a task and metric, on the official scale, whose highest score is `full_score`. `beyond` counts the samples
+#: whose prompt is longer than the model's `window`, both null where that is not known.
 SCORES = pa.schema(
     [
         *_NAMES,
@@ -48,6 +49,8 @@ SCORES = pa.schema(
         ("samples", pa.int64()),
         ("failed", pa.int64()),
         ("truncated", pa.int64()),
+        ("beyond", pa.int64()),
+        ("window", pa.int64()),
     ]
 )
 

@@ -54,7 +54,7 @@ class Passages:
     label: str
 
 
-@stage("evaluation", version=4, runtime=("device", "together", "heads"), resumable=True, retries=True)
+@stage("evaluation", version=5, runtime=("device", "together", "heads"), resumable=True, retries=True)
 def _evaluate(
     work: Work,
     *,
@@ -92,7 +92,7 @@ def _evaluate(
 
 @stage(
     "endpoint-evaluation",
-    version=1,
+    version=2,
     kind="evaluation",
     runtime=("timeout", "retries", "at_once", "per_minute"),
     resumable=True,

@@ -26,8 +26,9 @@ def build(
 
     Args:
         sections: label -> artifact folder. Known labels: corpus, index, model, instructions, coreset/<method>,
-            finetune/<run>, evaluation/<model>/<suite>/<policy>, and with retrieval that and /<how>. A section that is
-            not given is left out; others show in the pipeline alone.
+            finetune/<run>, evaluation/<model>/<suite>/<policy>, and with retrieval that and /<how>, and
+            long/<model>/<suite>/<policy>, of prompts beyond the model's window, which are in no other table. A section
+            that is not given is left out; others show in the pipeline alone.
         manifests: label -> the store's manifest of the same artifact.
         out: an empty folder.
         title: the report's heading.

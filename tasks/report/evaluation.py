@@ -28,7 +28,11 @@ SAMPLES = {
     "score": pa.float64(),
 }
 # Columns that artifacts of earlier versions lack; they are then null.
-LATER_SCORES = {"fixed": pa.float64(), "full_score": pa.float64(), "retrieval": pa.string()}
+LATER_SCORES = {
+    **dict.fromkeys(("fixed", "full_score"), pa.float64()),
+    **dict.fromkeys(("beyond", "window"), pa.int64()),
+    "retrieval": pa.string(),
+}
 LATER_SAMPLES = {
     **dict.fromkeys(("length", "prompt_tokens"), pa.int64()),
     **dict.fromkeys(("depth", "gold_recall"), pa.float64()),
@@ -77,7 +81,7 @@ class Evaluations:
     Attributes:
         scores: one dict per model, policy, retrieval (null: direct long context), suite, task and metric; `fixed` is
             the score by the mended metric, null where there is none. Goes into report.json.
-        grids: needle results by length and depth; goes into report.json.
+        grids: needle results by length and depth, with the model's window (null: not known); goes into report.json.
         answers: (suite, task) -> sample -> {"references": [...], "answers": [{model, policy, prediction, score}]}; of
             direct long context alone.
         costs: rows of cost.parquet with their model and retrieval; volatile, so for the page alone.
@@ -153,8 +157,8 @@ def _add_samples(found: Evaluations, scores: list[Numbers], samples: list[Number
         found.measured.append(Measured(row, factor or score["full_score"], light))
         placed = [sample for sample in rated if is_placed(sample)]
         if placed:
-            name = {part: row[part] for part in ("model", "policy", "retrieval", "suite", "task")}
-            found.grids.append({**name, **_grid(placed, factor or 1.0)})
+            name = {part: row[part] for part in ("model", "policy", "retrieval", "suite", "task", "window")}
+            found.grids.append({**name, **grid(placed, factor or 1.0)})
         if row["retrieval"] is None:
             _add_answers(found.answers.setdefault((suite, task), {}), row["model"], row["policy"], group)
 
@@ -216,7 +220,7 @@ def _factor(score: float | None, full_score: float | None, values: np.ndarray) -
     return None
 
 
-def _grid(samples: list[Numbers], factor: float) -> Numbers:
+def grid(samples: Sequence[Numbers], factor: float) -> Numbers:
     """Mean score per depth (rows) and length (columns) on the task's scale; None where nothing was asked."""
     cells: dict[tuple[float, int], list[float]] = defaultdict(list)
     for sample in samples:

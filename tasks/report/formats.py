@@ -113,7 +113,7 @@ def without(name: str, settings: Container[str]) -> str:
 
 def cache_name(policy: str) -> str:
     """What stands in the results as a policy, in words; an endpoint's cache is its own affair."""
-    return policy if policy == "endpoint" else f"{policy} KV cache"
+    return policy if policy.partition("@")[0] == "endpoint" else f"{policy} KV cache"
 
 
 def plain(value: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from longloom.evals.published import published
 from longloom.tasks.progress import Progress, silent
+from longloom.tasks.report.beyond import beyond_window
 from longloom.tasks.report.breakdown import by_group, by_length
 from longloom.tasks.report.data import coreset_numbers, corpus_numbers, index_numbers
 from longloom.tasks.report.evaluation import Evaluations, read_evaluations
@@ -35,11 +36,13 @@ class Gathered:
     Attributes:
         numbers: report.json; a part is absent where its section is.
         evaluations: the answers and costs, for the page alone.
+        long: those beyond the model's window, likewise.
         manifests: the whole manifests, for the page alone.
     """
 
     numbers: Numbers
     evaluations: Evaluations
+    long: Evaluations
     manifests: Mapping[str, Mapping[str, Any]]
 
 
@@ -91,11 +94,15 @@ def gather(
         retrieval = comparisons(evaluations.measured)
         if retrieval:
             numbers["retrieval"] = retrieval
+    long = read_evaluations({label: sections[label] for label in _ordered(sections, "long")})
+    beyond = [*beyond_window(evaluations.measured), *beyond_window(long.measured)]
+    if beyond:
+        numbers["beyond"] = beyond
     numbers["manifests"] = {
         label: {name: manifest[name] for name in DETERMINISTIC if name in manifest}
         for label, manifest in sorted(manifests.items())
     }
-    return Gathered(numbers, evaluations, manifests)
+    return Gathered(numbers, evaluations, long, manifests)
 
 
 def _published(scores: Sequence[Numbers]) -> list[Numbers]:

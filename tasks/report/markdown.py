@@ -8,6 +8,7 @@ from typing import Any
 
 from longloom.evals.published import SPREAD
 from longloom.tasks.report.beside import published_tables
+from longloom.tasks.report.beyond_table import beyond_lines, beyond_scale
 from longloom.tasks.report.formats import NOTHING, decimal, integer, percent
 from longloom.tasks.report.retrieval_table import retrieval_lines
 from longloom.tasks.report.summary import summary
@@ -19,13 +20,15 @@ from longloom.tasks.report.views import (
     grid_scale,
     group_table,
     length_table,
+    plain_grids,
 )
 
 Numbers = dict[str, Any]
 
 
 def markdown(numbers: Numbers) -> str:
-    """The summary paragraph and the tables: scores, retrieval, published scores, coresets by source, needle grids.
+    """The summary paragraph and the tables: scores, retrieval, published scores, coresets by source, needle grids, and
+    those beyond the window.
 
     Args:
         numbers: report.json.
@@ -48,9 +51,11 @@ def markdown(numbers: Numbers) -> str:
         blocks += [f"{SPREAD}{scaled}", "\n".join(sources)]
     if numbers.get("coreset", {}).get("sources"):
         blocks += ["## Coresets by source", _sources(numbers["coreset"])]
-    grids = evaluation.get("grids", [])
+    grids = plain_grids(evaluation.get("grids", []))
     for grid in grids:
         blocks += [f"## Needle: {safe(grid_name(grid, grids))}", _grid(grid, grid_scale(grid, grids)[1])]
+    for entry in numbers.get("beyond", []):
+        blocks += _beyond(entry)
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
@@ -116,6 +121,19 @@ def _retrieval(comparison: Numbers) -> str:
     return pipe_table(header, rows) + f"\n\nOver {tasks}. “To direct”: the paired difference and its 95% interval."
 
 
+def _beyond(entry: Numbers) -> list[str]:
+    name = f"{safe(entry['suite'])} {safe(entry['task'])}, {safe(entry['model'])}"
+    window = integer(entry["window"])
+    header = ["KV policy", f"within {window}", *map(integer, entry["lengths"])]
+    rows = [[safe(line.policy), *map(_cell, (line.within, *line.at))] for line in beyond_lines(entry)]
+    note = f"Mean scores by the length of the context in tokens; the model was trained on windows of {window}."
+    blocks = [f"## Beyond the window: {name}", pipe_table(header, rows), note]
+    digits = 0 if beyond_scale(entry)[0] == 100 else 2
+    for row in entry["rows"]:
+        blocks += [f"### {safe(row['policy'])}", _grid(row["grid"], digits, entry["window"])]
+    return blocks
+
+
 def _sources(coreset: Numbers) -> str:
     methods, pool = coreset["methods"], coreset["pool"]
     header = ["source", *(["pool", "share"] if pool else [])]
@@ -142,8 +160,12 @@ def _sources(coreset: Numbers) -> str:
     return pipe_table(header, rows)
 
 
-def _grid(grid: Numbers, digits: int) -> str:
-    header = ["depth \\\\ length", *(integer(length) for length in grid["lengths"])]
+def _grid(grid: Numbers, digits: int, window: int | None = None) -> str:
+    beyond = [window is not None and length > window for length in grid["lengths"]]
+    names = [
+        f"{integer(length)}{' (beyond)' if far else ''}" for length, far in zip(grid["lengths"], beyond, strict=True)
+    ]
+    header = ["depth \\\\ length", *names]
     rows = [
         [f"{depth:g}%", *(decimal(score, digits) for score in scores)]
         for depth, scores in zip(grid["depths"], grid["scores"], strict=True)

@@ -106,14 +106,27 @@ def head_map(scores: Sequence[Sequence[float]], *, title: str) -> Markup:
     return canvas.svg
 
 
-def needle_grid(grid: Numbers, *, title: str, top: float, digits: int) -> Markup:
-    """Needle scores: depth (per cent) downwards, length to the right, the values written in; `top` is full colour."""
+def needle_grid(grid: Numbers, *, title: str, top: float, digits: int, window: int | None = None) -> Markup:
+    """Needle scores: depth (per cent) downwards, length to the right, the values written in; `top` is full colour.
+
+    Lengths within the model's `window` are parted from those beyond it by a line.
+    """
     lengths, depths = grid["lengths"], grid["depths"]
-    width, height = max(200, len(lengths) * 46 + 54), len(depths) * 28 + 74
+    within = 0 if window is None else sum(length <= window for length in lengths)
+    above = 18 if 0 < within < len(lengths) else 0
+    width, height = max(260, len(lengths) * 46 + 54), len(depths) * 28 + 74 + above
     with drawing(width, height, label=f"Needle scores of {title} by length and depth") as canvas:
-        axes = canvas.axes(left=46, right=8, top=26, bottom=48)
+        axes = canvas.axes(left=46, right=8, top=26 + above, bottom=48)
         _heat(axes, grid["scores"], lambda value: decimal(value, digits), top)
-        axes.set_title(shorten(title, 14 + 6 * len(lengths)), loc="left", fontsize=13, color=INK, pad=8)
+        if above:
+            axes.axvline(within - 0.5, color=INK, lw=1.6)
+            axes.annotate(
+                f"window {integer(window)}", (within - 0.5, 1), (0, 3),
+                xycoords=("data", "axes fraction"), textcoords="offset pixels", ha="center", fontsize=11, color=MUTED,
+                annotation_clip=False,
+            )  # fmt: skip
+        shown = shorten(title, (width - 46) // 7)  # at about 7 pixels a character
+        axes.set_title(shown, loc="left", fontsize=13, color=INK, pad=8 + above)
         axes.set_xlabel("length in tokens")
         _cell_ticks(axes, [integer(length) for length in lengths], [f"{depth:g}%" for depth in depths])
     return canvas.svg

@@ -15,6 +15,8 @@ from markupsafe import Markup
 from longloom.evals.published import SPREAD
 from longloom.tasks.report import formats, plots, score_plots, sweep_plots
 from longloom.tasks.report.beside import published_tables
+from longloom.tasks.report.beyond import beyond_window
+from longloom.tasks.report.beyond_table import beyond_lines, beyond_scale
 from longloom.tasks.report.costs import cost_rows, seconds_of
 from longloom.tasks.report.evaluation import Evaluations
 from longloom.tasks.report.figures import INK, colours
@@ -32,6 +34,7 @@ from longloom.tasks.report.views import (
     grid_scale,
     group_table,
     length_table,
+    plain_grids,
     task_group_table,
 )
 
@@ -41,7 +44,7 @@ SHOWN_TEXT = 600
 #: Stages in the order in which data passes through them.
 STAGES = (
     *("corpus", "tokenizer", "index", "model", "instructions", "warmup", "features", "coreset", "finetune"),
-    *("held-out", "records", "retrieval", "passages", "evaluation"),
+    *("held-out", "records", "retrieval", "passages", "evaluation", "long"),
 )
 
 #: What the part of the evaluation holds where there is none.
@@ -81,6 +84,7 @@ def page(gathered: Gathered) -> str:
         groups=group_table(evaluation["groups"]),
         task_groups=task_group_table(evaluation["groups"]),
         kept=_kept(evaluations),
+        beyond=[entry for found in (evaluations, gathered.long) for entry in _beyond(found)],
         retrieval=_retrieval(numbers.get("retrieval", []), evaluations.costs),
         published=published_tables(evaluation),
         spread=SPREAD,
@@ -111,8 +115,9 @@ def _figures(numbers: Numbers) -> dict[str, Any]:
                 found["clusters"][method] = plots.cluster_bars(chosen["clusters"], share, colour[method])
     if runs:
         found["finetune"] = plots.loss_curves(runs, colour)
-    for grid in evaluation["grids"]:
-        title, (top, digits) = grid_name(grid, evaluation["grids"]), grid_scale(grid, evaluation["grids"])
+    grids = plain_grids(evaluation["grids"])
+    for grid in grids:
+        title, (top, digits) = grid_name(grid, grids), grid_scale(grid, grids)
         svg = plots.needle_grid(grid, title=title, top=top, digits=digits)
         found["grids"].setdefault((grid["policy"], grid["retrieval"]), []).append(svg)
     return found
@@ -128,6 +133,25 @@ def _kept(evaluations: Evaluations) -> list[tuple[SweepTable, dict[str, Markup]]
         if svg:
             figures.setdefault(sweep["suite"], {})[sweep["model"]] = svg
     return [(table, figures.get(table.suite, {})) for table in sweep_tables(found)]
+
+
+def _beyond(found: Evaluations) -> list[Numbers]:
+    """Of needles beyond the window: the entries with their lines and a figure a KV policy."""
+    entries = []
+    for entry in beyond_window(found.measured):
+        names = ("suite", "task", "model")
+        counted = {row["policy"]: row["samples"] for row in found.scores if _same(row, entry, names)}
+        paid = {row["policy"]: row for row in found.costs if _same(row, entry, names)}
+        costs = {policy: {**row, "samples": counted.get(policy)} for policy, row in paid.items()}
+        top, _ = beyond_scale(entry)
+        options: Numbers = {"top": top, "digits": 0 if top == 100 else 2, "window": entry["window"]}
+        svgs = [plots.needle_grid(row["grid"], title=row["policy"], **options) for row in entry["rows"]]
+        entries.append({**entry, "lines": beyond_lines(entry, costs), "svgs": svgs})
+    return entries
+
+
+def _same(row: Numbers, other: Numbers, names: Sequence[str]) -> bool:
+    return row["retrieval"] is None and all(row[name] == other[name] for name in names)
 
 
 def _retrieval(comparisons: Sequence[Numbers], costs: Sequence[Numbers]) -> list[Numbers]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from longloom.tasks.report.beyond_table import beyond_scale
 from longloom.tasks.report.formats import cache_name, compact, decimal, in_bytes, integer, percent, words
 from longloom.tasks.report.order import rank
 from longloom.tasks.report.views import score_digits, suite_means
@@ -21,6 +22,7 @@ def summary(numbers: Numbers) -> list[Span]:
         _coresets(numbers.get("coreset")),
         _finetuning(numbers.get("finetune", {})),
         *_evaluation(numbers.get("evaluation", {}).get("scores", [])),
+        *map(_beyond, numbers.get("beyond", [])),
     ]
     spans: list[Span] = []
     for sentence in filter(None, sentences):
@@ -102,6 +104,16 @@ def _evaluation(scores: list[Numbers]) -> list[list[Span]]:
         what = f"mean of {len(tasks)} tasks" if len(tasks) > 1 else next(iter(tasks))[0]
         sentences.append([(f"On {suite} ({what}, {cache_name(policy)}), ", False), *_joined(parts), (".", False)])
     return sentences
+
+
+def _beyond(entry: Numbers) -> list[Span]:
+    """Every policy's score at the largest length."""
+    scores = [(row["policy"], row["at"][-1]["score"]) for row in entry["rows"] if row["at"][-1]]
+    _, digits = beyond_scale(entry)
+    parts = [[(decimal(score, digits), True), (f" under {policy}", False)] for policy, score in scores]
+    length, window = integer(entry["lengths"][-1]), integer(entry["window"])
+    head = f"With a window of {window} tokens, {entry['model']} scores at {length} on {entry['suite']} {entry['task']} "
+    return [(head, False), *_joined(parts), (".", False)]
 
 
 def _joined(parts: list[list[Span]]) -> list[Span]:

@@ -13,7 +13,7 @@ from longloom.tasks.report.evaluation import Measured, Task, task_means
 from longloom.tasks.report.formats import without
 from longloom.tasks.report.order import natural, rank
 
-#: What the others are measured against, where it was run.
+#: What the others are measured against, where it was run: alone, or with a length of its own (full@8192).
 YARDSTICK = "full"
 #: Settings of a policy that say how much is kept: what a line of the plot runs along.
 AMOUNTS = ("budget", "compression", "eps", "induction", "recent", "retrieval", "window")
@@ -30,7 +30,8 @@ def sweeps(measured: Sequence[Measured], costs: Sequence[Numbers]) -> list[Numbe
             artifact of an earlier version.
 
     Returns:
-        Dicts of suite, model, tasks [(task, metric)] of the suite and rows, by bytes. A row holds policy, line (see
+        Dicts of suite, model, tasks [(task, metric)] of the suite, yardstick (the policy that the others are measured
+        against; null where there is none) and rows, by bytes. A row holds policy, line (see
         `line_names`); scores, score, low, high (see `task_means`); bytes (of a sample's cache at the end of decoding:
         the mean over samples, then over tasks, as of the score), largest (bytes of the largest), seconds (of a step of
         decoding: of a token of one sample; null where not known), and bytes_share and seconds_share: of the
@@ -58,8 +59,9 @@ def sweeps(measured: Sequence[Measured], costs: Sequence[Numbers]) -> list[Numbe
         if len(rows) > 1:
             rows.sort(key=lambda row: (row["bytes"], natural(row["policy"])))
             names = line_names([row["policy"] for row in rows])
-            rows = [{**row, "line": names[row["policy"]], **_shares(row, rows)} for row in rows]
-            result.append({"suite": suite, "model": model, "tasks": tasks, "rows": rows})
+            yardstick = min((name for name in names if name.partition("@")[0] == YARDSTICK), default=None)
+            rows = [{**row, "line": names[row["policy"]], **_shares(row, rows, yardstick)} for row in rows]
+            result.append({"suite": suite, "model": model, "tasks": tasks, "yardstick": yardstick, "rows": rows})
     return result
 
 
@@ -93,9 +95,9 @@ def _cost(rows: Sequence[Numbers]) -> Numbers | None:
     }
 
 
-def _shares(row: Numbers, rows: Sequence[Numbers]) -> Numbers:
+def _shares(row: Numbers, rows: Sequence[Numbers], yardstick: str | None) -> Numbers:
     """Of the yardstick's costs. Those of other tasks do not compare, and a task that was not run has no score."""
-    full = next((one for one in rows if one["policy"] == YARDSTICK), None)
+    full = next((one for one in rows if one["policy"] == yardstick), None)
     if full and [score is None for score in full["scores"]] != [score is None for score in row["scores"]]:
         full = None
     return {

@@ -42,7 +42,7 @@ def line_styles(sweeps: Sequence[Numbers]) -> dict[str, Style]:
     families: dict[str, set[str]] = defaultdict(set)
     for sweep in sweeps:
         for row in sweep["rows"]:
-            if row["policy"] != YARDSTICK:
+            if row["policy"] != sweep["yardstick"]:
                 families[family(row["line"])].add(row["line"])
     return {
         line: (*series_style(position, variant), _VARIANT if variant else "-")
@@ -69,11 +69,12 @@ def sweep_curves(sweep: Numbers, styles: Mapping[str, Style]) -> Markup:
     for row in rows:
         if row[first] is not None:
             lines[row["line"]].append(row)
-    full = next(iter(lines.pop(YARDSTICK, [])), None)
+    yardstick = sweep["yardstick"]
+    full = next(iter(lines.pop(yardstick, [])), None)
     if not lines:
         return Markup()
     panels = [first, *(["seconds"] if any(row["seconds"] for own in lines.values() for row in own) else [])]
-    top = 16 + KEY_HEIGHT * key_rows([*lines, *([YARDSTICK] if full else [])])
+    top = 16 + KEY_HEIGHT * key_rows([*lines, *([yardstick] if full else [])])
     width = len(panels) * (_BEFORE + _PANEL) + _AFTER
     label = f"Mean score on {sweep['suite']} against KV cache and decode time, {sweep['model']}"
     with drawing(width, 274 + top, label=label) as canvas:
@@ -85,7 +86,7 @@ def sweep_curves(sweep: Numbers, styles: Mapping[str, Style]) -> Markup:
             if position == 0:
                 heights = axes.get_ylim()
                 handles = [Line2D([], [], **_look(styles[name]), label=shorten(name, 44)) for name in lines]
-                key(axes, handles + ([Line2D([], [], **_ACROSS, **_RING, label=YARDSTICK)] if full else []))
+                key(axes, handles + ([Line2D([], [], **_ACROSS, **_RING, label=yardstick)] if full else []))
             else:
                 axes.set(ylim=heights, ylabel="")
     return canvas.svg

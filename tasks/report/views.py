@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from longloom.tasks.report.beyond import reaches_beyond
 from longloom.tasks.report.breakdown import bucket_name, over_tasks
 from longloom.tasks.report.formats import decimal, integer
 from longloom.tasks.report.order import group_rank, rank
@@ -16,11 +17,19 @@ from longloom.tasks.report.order import group_rank, rank
 #: Metrics of which less is better.
 LOWER_IS_BETTER = frozenset({"bits_per_byte", "byte_perplexity", "loss", "perplexity", "word_perplexity"})
 
-#: Told once a row where all columns agree, else in each cell.
-COUNTED = ("samples", "failed", "truncated")
+#: Told once a row where all columns agree, else in each cell; and how, after the count.
+COUNTED = {"samples": "samples", "failed": "failed", "truncated": "truncated", "beyond": "beyond the window"}
 
 #: What the parts of a score do not have.
-_PART: dict[str, Any] = {"metric": "", "low": None, "high": None, "fixed": None, "failed": 0, "truncated": 0}
+_PART: dict[str, Any] = {
+    "metric": "",
+    "low": None,
+    "high": None,
+    "fixed": None,
+    "failed": 0,
+    "truncated": 0,
+    "beyond": 0,
+}
 #: Two scores that differ by no more differ by their rounding.
 _ROUNDING = {1: 0.0051, 3: 0.00051}
 
@@ -141,7 +150,7 @@ def score_digits(values: Iterable[float | None]) -> int:
 
 
 def _row(task: str, metric: str, cells: dict[Column, Numbers], columns: list[Column], digits: int) -> Row:
-    differing = {name for name in COUNTED if len({row[name] for row in cells.values()}) > 1}
+    differing = {name for name in COUNTED if len({row.get(name) for row in cells.values()}) > 1}
     written: list[Cell | None] = []
     for column in columns:
         row = cells.get(column)
@@ -154,7 +163,7 @@ def _row(task: str, metric: str, cells: dict[Column, Numbers], columns: list[Col
     mark_best(written, [cells.get(column, {}).get("score") for column in columns], metric)
     first = next(iter(cells.values()))
     samples = "" if "samples" in differing else integer(first["samples"])
-    return Row(task, metric, written, samples, _notes(first, {"failed", "truncated"} - differing))
+    return Row(task, metric, written, samples, _notes(first, COUNTED.keys() - {"samples"} - differing))
 
 
 def _mean_row(rows: dict[tuple[str, str], dict[Column, Numbers]], columns: list[Column], digits: int) -> Row | None:
@@ -172,9 +181,10 @@ def _suite_of(rows: dict[tuple[str, str], dict[Column, Numbers]]) -> str:
 
 
 def _notes(row: Numbers, names: set[str]) -> tuple[str, ...]:
-    counts = {name: row[name] for name in COUNTED if name in names and row[name]}
+    counts = {name: row[name] for name in COUNTED if name in names and row.get(name)}
     return tuple(
-        f"{integer(count)} {'sample' if (name, count) == ('samples', 1) else name}" for name, count in counts.items()
+        f"{integer(count)} {'sample' if (name, count) == ('samples', 1) else COUNTED[name]}"
+        for name, count in counts.items()
     )
 
 
@@ -203,6 +213,11 @@ def copy_table(rows: Sequence[Numbers]) -> tuple[list[int], list[tuple[int, list
     lengths = sorted({row["length"] for row in rows})
     cells = {(row["length"], row["gap"]): row["accuracy"] for row in rows}
     return gaps, [(length, [cells.get((length, gap)) for gap in gaps]) for length in lengths]
+
+
+def plain_grids(grids: Iterable[Numbers]) -> list[Numbers]:
+    """The needle grids but those that `beyond.beyond_window` shows."""
+    return [grid for grid in grids if grid["retrieval"] or not reaches_beyond(grid["window"], grid["lengths"])]
 
 
 def grid_name(grid: Numbers, grids: Sequence[Numbers]) -> str:

@@ -71,6 +71,15 @@ TINY = {
         "window": 16,
         "context": 170,
     },
+    "longcache": {
+        "shape": Shape(3, 32, 48, 4, 2, 16, 64),
+        "contexts": (144, 208),
+        "scopes": ((32, 2), (48, 1)),
+        "chunk": 16,
+        "tokens": 3,
+        "room": 128,
+        "context": 170,
+    },
 }
 
 

@@ -123,6 +123,16 @@ def test_lm_eval_s_own_command(model_folder: Path, data_folder: Path, tmp_path: 
     assert told != replies(HarnessLM(**same), data_folder)  # without a KV policy
 
 
+def test_longcache_answers_through_the_harness(model_folder: Path, data_folder: Path) -> None:
+    common = f"pretrained={model_folder},device=cpu,batch_size=2,max_length=700"
+    lm = HarnessLM.create_from_arg_string(f"{common},kv_policy=longcache,sink=4,local=40,spans=2,span=8")
+    assert lm._policies[0] == get_policy("longcache", sink=4, local=40, spans=2, span=8)
+    whole = replies(HarnessLM.create_from_arg_string(common), data_folder)
+    assert replies(lm, data_folder) != whole
+    default = HarnessLM.create_from_arg_string(f"{common},kv_policy=longcache")
+    assert replies(default, data_folder) == whole  # a scope of 1,024 tokens, the model's window
+
+
 def test_arguments_of_lm_eval(model_folder: Path) -> None:
     lm = HarnessLM.create_from_arg_string(
         f"pretrained={model_folder},kv_policy=streaming,sink=2,window=30,batch_size=3,device=cpu",

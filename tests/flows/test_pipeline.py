@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from longloom.flows.params import STAGES, PipelineParams
 from longloom.flows.pipeline import pipeline
+from longloom.flows.show import show_pipeline
 from longloom.kernels.kvcache.registry import names
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import list_runs
@@ -114,10 +116,13 @@ def test_it_comes_to_the_report(first: Refs, root: Path) -> None:
     assert (run.flow, run.state, run.stages) == ("pipeline", "completed", first)
 
 
-def test_the_model_of_the_whole_pool_meets_the_sweep_too(first: Refs, inputs: Path, root: Path) -> None:
+def test_the_model_of_the_whole_pool_meets_the_sweep_and_longer_prompts_too(
+    first: Refs, inputs: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     again = "streaming:window=12,sink=4"  # is there in other words
     swept = ["razor:window=8,compression=100", POLICIES[1], again, "snapkv:budget=0.5,window=4"]
-    found = pipeline(params_of(inputs, full_pool=True, sweep=swept, rag=False), store=str(root))
+    long = {"policies": ["full", "longcache:sink=4"], "lengths": [256, 800], "depths": [0, 50], "samples": 1}
+    found = pipeline(params_of(inputs, full_pool=True, sweep=swept, long=long, rag=False), store=str(root))
     assert set(first) - set(found) == {label for label in first if "bm25" in label or label.startswith("retrieval/")}
     assert {label for label in found if "/all" in label} == {
         *("finetune/all", "heads/all"),
@@ -126,9 +131,20 @@ def test_the_model_of_the_whole_pool_meets_the_sweep_too(first: Refs, inputs: Pa
             for suite in ("records", "needle")
             for policy in (*POLICIES, "razor", "snapkv")
         ),
+        *("long/all/needle/full", "long/all/needle/longcache"),
     }
-    page = (Store(root).open(found["report"]) / "index.html").read_text()
+    place = Store(root)
+    page = (place.open(found["report"]) / "index.html").read_text()
     assert "Quality and KV cache" in page
+    (entry,) = json.loads((place.open(found["report"]) / "report.json").read_text())["beyond"]
+    assert (entry["model"], entry["window"], entry["lengths"]) == ("all", 512, [800])
+    assert [row["policy"] for row in entry["rows"]] == ["full", "longcache"]
+    asked = place.manifest(found["long/all/needle/longcache"]).parameters
+    assert (asked["policy_options"], asked["suite_options"]["lengths"]) == ({"sink": 4}, [256, 800])
+    show_pipeline(found, str(root), as_json=False)
+    shown = capsys.readouterr().out
+    assert re.search(r"^needle single, all +within 512 +800 *$", shown, re.MULTILINE)
+    assert re.search(r"^longcache +\d+\.\d\d +\d+\.\d\d *$", shown, re.MULTILINE)
 
 
 def test_again_nothing_changes(first: Refs, inputs: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:

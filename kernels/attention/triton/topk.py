@@ -8,7 +8,9 @@ above the position, so that one maximum says "the higher score, then the later".
 writes indices, or counts votes with integer atomics.
 
 S follows from the multiprocessors: as many programs as run at once, two each, so that one's test hides behind the
-other's loads; one split where there are rows enough.
+other's loads; one split where there are rows enough. Keys in pieces take a launch each, and leave their splits beside
+each other. 8-bit codes become the query's type in registers, which has room for every one of them, and a key's scale
+meets its scores.
 """
 
 from __future__ import annotations
@@ -19,32 +21,47 @@ import triton.language as tl
 from torch import Tensor
 
 from longloom.kernels.launch import launch, multiprocessors
+from longloom.kernels.staging import staged
 
 _LEAST = tl.constexpr(-(2**63))
 _MOST = tl.constexpr(2**63 - 1)
 
 
 def topk_indices(
-    query: Tensor, key: Tensor, k: int, begin: Tensor | None, end: Tensor | None, block: int | None
+    query: Tensor,
+    key: list[Tensor],
+    scales: list[Tensor] | None,
+    k: int,
+    begin: Tensor | None,
+    end: Tensor | None,
+    block: int | None,
 ) -> Tensor:
     """See `attention.topk.topk_indices`, which checks."""
     indices = torch.empty(*query.shape[:3], k, dtype=torch.int32, device=query.device)
-    _run(query, key, k, begin, end, block, indices, None)
+    _run(query, key, scales, k, begin, end, block, indices, None)
     return indices
 
 
 def topk_votes(
-    query: Tensor, key: Tensor, k: int, begin: Tensor | None, end: Tensor | None, block: int | None
+    query: Tensor,
+    key: list[Tensor],
+    scales: list[Tensor] | None,
+    k: int,
+    begin: Tensor | None,
+    end: Tensor | None,
+    block: int | None,
 ) -> Tensor:
     """See `attention.topk.topk_votes`, which checks."""
-    votes = torch.zeros(len(query), key.shape[2], dtype=torch.int32, device=query.device)
-    _run(query, key, k, begin, end, block, None, votes)
+    tokens = sum(piece.shape[2] for piece in key)
+    votes = torch.zeros(len(query), tokens, dtype=torch.int32, device=query.device)
+    _run(query, key, scales, k, begin, end, block, None, votes)
     return votes
 
 
 def _run(
     query: Tensor,
-    key: Tensor,
+    key: list[Tensor],
+    scales: list[Tensor] | None,
     k: int,
     begin: Tensor | None,
     end: Tensor | None,
@@ -53,7 +70,7 @@ def _run(
     votes: Tensor | None,
 ) -> None:
     batch, heads, steps, size = query.shape
-    kv_heads, tokens = key.shape[1:3]
+    kv_heads = key[0].shape[1]
     if not query.numel():
         return
     lines, rows = batch * kv_heads, heads // kv_heads * steps
@@ -64,31 +81,44 @@ def _run(
     if block is not None:
         block_n = min(block_n, block)
     units = lines * triton.cdiv(rows, block_m)
-    splits = min(_splits(units, 2 * multiprocessors(query.device)), max(1, triton.cdiv(tokens, block or block_n)))
-    partial = torch.empty(lines * rows, splits * k, dtype=torch.int64, device=query.device)
-    launch(
-        _best,
-        (units, splits),
-        query,
-        key,
-        begin,
-        end,
-        partial,
-        rows,
-        kv_heads,
-        tokens,
-        *key.stride()[:3],
-        D=size,
-        K=k,
-        K_PADDED=triton.next_power_of_2(k),
-        BLOCK=block or 0,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        BLOCK_D=triton.next_power_of_2(size),
-        num_warps=8 if vector > 512 else 4,
-        num_stages=3,  # two programs a multiprocessor, each with 64 KiB on the way
-    )
-    width = min(512, triton.next_power_of_2(splits * k))
+    most = _splits(units, 2 * multiprocessors(query.device))
+    splits = [min(most, max(1, triton.cdiv(piece.shape[2], block or block_n))) for piece in key]
+    parts = sum(splits) * k
+    partial = torch.empty(lines * rows, parts, dtype=torch.int64, device=query.device)
+    origin = column = 0
+    pieces = [[piece] for piece in key] if scales is None else list(map(list, zip(key, scales, strict=True)))
+    for (piece, *weights), split in zip(staged(pieces, query.device), splits, strict=True):
+        weight = weights[0] if weights else None
+        launch(
+            _best,
+            (units, split),
+            query,
+            piece if weight is None else piece.view(torch.int8),
+            weight,
+            begin,
+            end,
+            partial,
+            rows,
+            kv_heads,
+            piece.shape[2],
+            origin,
+            column,
+            parts,
+            *piece.stride()[:3],
+            *((0, 0) if weight is None else weight.stride()[:2]),
+            D=size,
+            K=k,
+            K_PADDED=triton.next_power_of_2(k),
+            BLOCK=block or 0,
+            FP8=piece.dtype == torch.float8_e4m3fn,
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            BLOCK_D=triton.next_power_of_2(size),
+            num_warps=8 if vector > 512 else 4,
+            num_stages=3,  # two programs a multiprocessor, each with 64 KiB on the way
+        )
+        origin, column = origin + piece.shape[2], column + split * k
+    width = min(512, triton.next_power_of_2(parts))
     block_r = min(512 // width, triton.next_power_of_2(lines * rows))
     launch(
         _merge,
@@ -97,9 +127,9 @@ def _run(
         indices,
         votes,
         lines * rows,
-        splits * k,
+        parts,
         kv_heads * rows,
-        tokens,
+        origin,
         K=k,
         BLOCK_R=block_r,
         BLOCK_P=width,
@@ -137,23 +167,30 @@ def _take(best, least, score, position):
     return best, _score(tl.min(best, axis=1))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["origin", "column", "parts"])
 def _best(
     query,  # [lines, M, D]
-    key,  # [B, Hkv, N, D], strided
+    key,  # [B, Hkv, n, D], strided: a piece, or codes
+    scales,  # [B, Hkv, n], strided, or None
     begin,  # [B] or None
     end,
-    partial,  # [lines, M, S, K] int64
+    partial,  # [lines, M, parts] int64, from column on [S, K]
     rows,
     kv_heads,
-    tokens,
+    tokens,  # n
+    origin,  # the piece's first position
+    column,
+    parts,
     stride_b,
     stride_h,
     stride_n,
+    scale_b,
+    scale_h,
     D: tl.constexpr,
     K: tl.constexpr,
     K_PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
+    FP8: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -173,9 +210,9 @@ def _best(
     first = 0
     last = tokens
     if begin is not None:
-        first = tl.minimum(tl.maximum(tl.load(begin + b), 0), tokens)
+        first = tl.minimum(tl.maximum(tl.load(begin + b) - origin, 0), tokens)
     if end is not None:
-        last = tl.minimum(tl.maximum(tl.load(end + b), 0), tokens)
+        last = tl.minimum(tl.maximum(tl.load(end + b) - origin, 0), tokens)
     # Splits are whole blocks: the tiles of a block stay together.
     PER: tl.constexpr = BLOCK // BLOCK_N if BLOCK else 1
     blocks = tl.cdiv(tl.maximum(last - first, 0), PER * BLOCK_N).to(tl.int64)
@@ -184,6 +221,8 @@ def _best(
 
     q = tl.load(query + (line * rows + m_row)[:, None] * D + d[None, :], mask=in_m[:, None] & in_d[None, :], other=0.0)
     keys = key + b * stride_b + line % kv_heads * stride_h
+    if scales is not None:
+        scales += b * scale_b + line % kv_heads * scale_h
     # Empty places hold -inf, each with a low half of its own, so that only one of them is taken at a time.
     slot = tl.arange(0, K_PADDED)
     empty = _pack(tl.full([K_PADDED], float("-inf"), tl.float32), slot)
@@ -196,8 +235,16 @@ def _best(
         start = first + tile * BLOCK_N
         in_n = start + n < last
         here = keys + start.to(tl.int64) * stride_n
-        k = tl.load(here + inside, mask=in_n[None, :] & in_d[:, None], other=0.0)
+        k = tl.load(here + inside, mask=in_n[None, :] & in_d[:, None], other=0)
+        if scales is not None:
+            if FP8:
+                # Its bits in float16's places, but for the sign's copy: 2^-8 of it, as the bias is 7 and not 15.
+                k = ((k.to(tl.int16) << 7) & -16385).to(tl.float16, bitcast=True)
+            k = k.to(q.dtype)
         s = tl.dot(q, k, input_precision="tf32x3")
+        if scales is not None:
+            weight = tl.load(scales + start + n, mask=in_n, other=0.0)
+            s *= (weight * 256.0 if FP8 else weight)[None, :]
         s = tl.where(in_n[None, :], s, float("-inf"))
         place = (start + n)[None, :]
         if BLOCK:
@@ -209,7 +256,7 @@ def _best(
                 peak = tl.where(better, score, peak)
                 peak_at = tl.where(better, position, peak_at)
             if tile % PER == 0:
-                best, least = _take(best, least, peak, peak_at)
+                best, least = _take(best, least, peak, origin + peak_at)
                 peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
         else:
             # The loads of a loop with a loop in it are not pipelined, of one with a branch they are.
@@ -218,10 +265,10 @@ def _best(
                 while gains > 0:
                     score = tl.max(s, axis=1)
                     position = tl.max(tl.where(s == score[:, None], place, -1), axis=1)
-                    best, least = _take(best, least, score, position)
+                    best, least = _take(best, least, score, origin + position)
                     s = tl.where(place == position[:, None], float("-inf"), s)
                     gains = tl.max((s > least[:, None]).to(tl.int32), axis=None)
-    at = ((line * rows + m_row) * splits + split)[:, None] * K + slot[None, :]
+    at = ((line * rows + m_row) * parts + column + split * K)[:, None] + slot[None, :]
     tl.store(partial + at, best, mask=in_m[:, None] & (slot < K)[None, :])
 
 
@@ -260,10 +307,14 @@ def _merge(
 
 
 def specimen(dtype: torch.dtype, size: int) -> None:
-    """Launch as `kernels.aot` compiles it: a decode step and a chunk of 64 queries, exact and by blocks."""
+    """Launch as `kernels.aot` compiles it: a decode step and a chunk of 64 queries, exact, by blocks and of codes."""
     key = torch.zeros(2, 8, 4096, size, dtype=dtype)
+    codes = [key.to(code) for code in (torch.int8, torch.float8_e4m3fn)]
+    scales = torch.zeros(2, 8, 4096)
     begin = torch.full((2,), 32, dtype=torch.int32)
     for steps in (1, 64):
         query = torch.zeros(2, 32, steps, size, dtype=dtype)
-        topk_votes(query, key, 4, begin, begin + 4000, None)
-        topk_indices(query, key, 4, begin, begin + 4000, 128)
+        topk_votes(query, [key], None, 4, begin, begin + 4000, None)
+        topk_indices(query, [key], None, 4, begin, begin + 4000, 128)
+        for code in codes:
+            topk_votes(query, [code], [scales], 4, begin, begin + 4000, None)

@@ -197,6 +197,61 @@ def test_the_reference_computes_float64_exactly(device, assert_close, monkeypatc
     assert_close(lse, expected_lse, tolerance=1e-12)
 
 
+def _runs(tokens: int) -> list[int]:
+    """Positions in runs of neighbours, long ones at both ends, in the middle and side by side, and single ones."""
+    runs = [(0, 40), (41, 44), (50, 51), (60, 110), (111, 170), (180, 181), (tokens - 33, tokens)]
+    return [place for begin, end in runs for place in range(begin, end)]
+
+
+LAYOUTS = {
+    "room to spare": lambda x: torch.nn.functional.pad(x, (0, 0, 0, 9))[:, :, : x.shape[2]],
+    "heads side by side": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "numbers between the rows": lambda x: torch.nn.functional.pad(x, (0, 3))[..., : x.shape[3]],
+    "one for all heads": lambda x: x[:, :1].expand(x.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize("steps", [1, 6])
+def test_the_reference_reads_runs_and_any_strides(layout, few, steps, dtype, device, assert_close, monkeypatch):
+    """Blocks of 64 slots, runs of 30 read where they lie; with few queries and with many."""
+    monkeypatch.setattr(gather, "_RUN", 30)
+    monkeypatch.setattr(gather, "_BLOCK", 1)
+    monkeypatch.setattr(gather, "_LOGITS", 1000)
+    monkeypatch.setattr(gather, "_ROWS", 12 if few else 0)
+    call = random_call([187, 101, 50], group=2, steps=steps, head_dim=16, spare=1, dtype=dtype, device=device)
+    runs = _runs(call.key.shape[2])
+    for b, count in enumerate(call.count.tolist()):
+        own = runs if b == 0 else runs[3 : 3 + count]
+        call.positions[b, :count] = torch.tensor(own, dtype=torch.int32)
+    laid = [LAYOUTS[layout](part) for part in (call.key, call.value)]
+    for part in laid:
+        assert not part.is_contiguous()
+    call = call._replace(key=laid[0], value=laid[1])
+    output, lse = gather_attention(*call, scale=0.2, implementation="reference")
+    expected, expected_lse = by_hand(call, 0.2)
+    assert_close(output, expected)
+    assert_close(lse, expected_lse, tolerance=1e-3 if dtype != torch.float32 else 1e-5)
+
+
+def test_pieces_follow_the_runs(monkeypatch):
+    monkeypatch.setattr(gather, "_RUN", 30)
+    runs = torch.tensor(_runs(300), dtype=torch.int32)
+    assert gather._pieces(runs, 50) == [
+        (0, 40, 0),
+        (40, 44, None),
+        (44, 94, 60),
+        (94, 144, 111),
+        (144, 153, 161),
+        (153, 154, None),
+        (154, 187, 267),
+    ]
+    assert gather._pieces(runs[44:94], 64) == [(0, 50, 60)]
+    for count in (29, 30, 31):  # as many as make a run, but not neighbours
+        assert gather._pieces(2 * runs[:count], 64) == [(0, count, None)]
+
+
 def test_the_kernel_reads_nothing_out_of_range(device, assert_close):
     """What the host cannot look at on a GPU: such positions add nothing, such queries give zeros and -inf."""
     from longloom.kernels.attention.triton.gather import gather_attention as run

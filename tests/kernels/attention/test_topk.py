@@ -186,8 +186,8 @@ def test_more_parts_than_one_step_merges(device, monkeypatch):
 @pytest.mark.parametrize("steps", [1, 60])
 def test_the_reference_merges_chunks(steps, device, monkeypatch):
     """Chunks of keys and tiles of rows far smaller than usual."""
-    monkeypatch.setattr("longloom.kernels.attention.topk._CHUNK", 64)
-    monkeypatch.setattr("longloom.kernels.attention.topk._SCORES", 64 * 2 * 50)
+    monkeypatch.setattr("longloom.kernels.attention.topk_reference._CHUNK", 64)
+    monkeypatch.setattr("longloom.kernels.attention.topk_reference._SCORES", 64 * 2 * 50)
     for dtype in (torch.float64, torch.float16):
         query = whole_numbers(1, 4, steps, 16, dtype=dtype, device=device)
         key = whole_numbers(1, 2, 330, 16, dtype=dtype, device=device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,6 +52,12 @@ CASES = [
     ),
     Case("full", {}, {}, lambda n: n + max(64, n // 8)),
     Case("h2o", {"budget": 400}, {"budget": 9}, lambda n: 10, evicts=True),  # with their sums and slots
+    Case(
+        "infllm",
+        {"sink": 4, "local": 64, "chunk": 64, "blocks": 3, "block": 90},
+        {"sink": 3, "local": 4, "chunk": 1, "blocks": 1, "block": 2, "representatives": 1},
+        lambda n: n + max(64, n // 8) + 3 + (n // 2 + 66) * 3 // 2,  # with a key a query head of every block
+    ),
     Case("knorm", {"budget": 400}, {"budget": 9}, lambda n: 9 + 64, evicts=True),
     Case(
         "longcache",
@@ -67,6 +72,12 @@ CASES = [
         {"heads": PROFILE, "window": 5, "compression": 40, "sink": 3},
         lambda n: n + 64,  # half of the heads keep everything
         evicts=True,
+    ),
+    Case(
+        "razor+longcache",
+        {"heads": PROFILE, "sink": 4, "local": 396, "chunk": 64, "spans": 0},
+        {"heads": PROFILE, "sink": 3, "local": 4, "chunk": 1, "spans": 1, "span": 2, "k": 1},
+        lambda n: (n + max(64, n // 8) + 3 + min(n, 4)) // 2 + 1,  # half of the heads keep everything
     ),
     Case("razor-alibi", {"eps": 1e-300}, {"eps": 0.5}, lambda n: n + 64, evicts=True),
     Case("recent", {"budget": 400}, {"budget": 9, "sink": 2}, lambda n: 9 + 64, evicts=True),
@@ -192,8 +203,9 @@ def test_no_query_sees_a_later_token(case: Case, options: str) -> None:
 @pytest.mark.parametrize("pieces", [[5], [100], [1] * 100, [64, 1, 35, 1]])
 def test_bytes_are_what_is_held_and_within_budget(case: Case, pieces: list[int]) -> None:
     _, state = run(get_policy(case.name, **case.tight), random_tokens(sum(pieces), batch=2), pieces)
-    parts = [*vars(state).values(), *vars(getattr(state, "tokens", None) or SimpleNamespace()).values()]
-    held = [value for value in parts if isinstance(value, Tensor)]
+    states = [state, *(part for part in vars(state).values() if isinstance(part, LayerState))]
+    holders = [*states, *(part.tokens for part in states if hasattr(part, "tokens"))]
+    held = [value for holder in holders for value in vars(holder).values() if isinstance(value, Tensor)]
     assert len(held) >= 2
     assert state.bytes() == sum(tensor.untyped_storage().nbytes() for tensor in held)
     token = 2 * 2 * HEADS * SIZE * 4  # rows, keys and values, heads, size, bytes

@@ -109,8 +109,8 @@ class Stub:
     def open(self) -> Stub:
         return self
 
-    def lm(self, out: Path, *, batch_size: int, max_length: int | None, progress: Any) -> StubLM:
-        return StubLM(self._answer, self.tokenizer, window=WINDOW, max_length=max_length, progress=progress)
+    def lm(self, out: Path, *, batch_size: int, progress: Any, **limits: int | None) -> StubLM:
+        return StubLM(self._answer, self.tokenizer, window=WINDOW, progress=progress, **limits)
 
     def _answer(self, job: Job) -> str:
         self.asked.append(job)

@@ -1,0 +1,426 @@
+"""LongCache's claims in miniature: models of a window of 512, asked at 2 to 256 times of it.
+
+    python benchmarks/longcache.py          # three trainings of 5 minutes, then about an hour on two cores
+    python benchmarks/longcache.py --seeds 0 --samples 1 --most 8192 --json /tmp/some.json
+
+For each seed a small Llama is trained from random weights on the standard library in a window of 512 (`longloom
+pretrain --model.size short`), and never sees a longer sequence. Then, with held-out modules as text:
+
+- needles, a pass key at five depths: within the window and beyond it, under several KV policies;
+- perplexity of the same tokens, behind what the window holds and behind ever longer contexts;
+- the same pass keys as records of LongBench's and L-Eval's formats, beside prompts cut in the middle to the window;
+- RULER's niah_multikey_3, where the paper's method is known to fail, with settings that may help.
+
+What was asked is kept, so that a run that was stopped goes on. Nothing here is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from machine import machine
+
+from longloom.flows.runtime import prepare, quiet, start_server
+
+WINDOW = 512
+#: Tokens of prompt and answer. The first is within the window.
+LENGTHS = [480, 1024, 2048, 8192, 32_768, 131_072]
+DEPTHS = [10, 30, 50, 70, 90]
+#: Haystacks of each length, in multiples of `--samples`: the long ones are dear.
+SAMPLES = {480: 6, 1024: 2, 2048: 2, 8192: 2, 32_768: 1, 131_072: 1}
+QUESTION = "The pass key for {key} is"
+STREAMING = "streaming:sink=32,window=480"
+LONGCACHE = "longcache"
+#: Policy -> the longest prompts that it is asked about; all of them have scopes of the window's size.
+POLICIES = {
+    "full": 8192,
+    STREAMING: 32_768,
+    LONGCACHE: 131_072,
+    "infllm": 8192,
+    "longcache:block=128": 8192,
+    "longcache:scoring=int8": 8192,
+    "longcache:scoring=fp8": 8192,
+    "longcache:summary=32": 8192,
+    "longcache:spans=6,reuse=8": 8192,
+    "longcache:span=8": 8192,
+}
+RULER = ["full", STREAMING, LONGCACHE, "longcache:k=16", "longcache:span=8", "longcache:local=128"]
+#: Predicted tokens at a place, and places of each length, one behind the other.
+PREDICTED = 256
+PLACES = 8
+
+
+def asked(
+    model: Path,
+    data: Path | None,
+    out: Path,
+    policy: str,
+    *,
+    suite: str,
+    tasks: Sequence[str],
+    options: dict[str, Any],
+    limit: int | None = None,
+    max_length: int | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """The samples of an evaluation, one prompt at a time: a batch is read in the chunks of its longest."""
+    from longloom.flows.params import parse_policy
+    from longloom.tasks.longcontext.backends import PolicyBackend
+    from longloom.tasks.longcontext.evaluate import build
+
+    if not (out / "samples.parquet").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        name, settings = parse_policy(policy)
+        build(
+            PolicyBackend(model, name, settings),
+            data,
+            out,
+            suite=suite,
+            tasks=tasks,
+            suite_options=options,
+            limit=limit,
+            max_length=max_length,
+            batch_size=1,
+            seed=seed,
+        )
+    rows: list[dict[str, Any]] = pq.read_table(out / "samples.parquet").to_pylist()
+    return rows
+
+
+def needles(model: Path, corpus: Path, root: Path, seed: int, samples: int, most: int) -> dict[str, Any]:
+    """Policy -> length -> depth -> how many of how many were found."""
+    grid: dict[str, Any] = {}
+    for length in (each for each in LENGTHS if each <= most):
+        for policy in (each for each, longest in POLICIES.items() if length <= longest):
+            # Options' costs are measured where LongCache matters, on as many haystacks.
+            rows = asked(
+                model,
+                corpus,
+                root / "needle" / f"{policy}-{length}",
+                policy,
+                suite="needle",
+                tasks=["single"],
+                options={
+                    "lengths": [length],
+                    "depths": DEPTHS,
+                    "samples": samples * SAMPLES[length],
+                    "style": "code",
+                    "question": QUESTION,
+                },
+                seed=seed,
+            )
+            cells: dict[str, list[float]] = {}
+            for row in rows:
+                cells.setdefault(f"{row['depth']:g}", []).append(row["score"])
+            grid.setdefault(policy, {})[str(length)] = {
+                depth: [sum(found), len(found)] for depth, found in cells.items()
+            }
+    return grid
+
+
+def perplexities(model_folder: Path, corpus: Path, seed: int, samples: int, most: int) -> dict[str, Any]:
+    """Length -> perplexity of the same tokens: behind what the window holds, and behind the whole under each policy."""
+    from longloom.evals.needle.haystack import documents
+    from longloom.kernels.huggingface.load import load_model
+    from longloom.kernels.kvcache.registry import get_policy
+    from longloom.tasks.longcontext.perplexity import perplexity_at
+
+    model, tokenizer = load_model(model_folder)
+    stream: list[int] = []
+    for text in documents(corpus):
+        stream += [*tokenizer(text, add_special_tokens=False, verbose=False).input_ids, tokenizer.eos_token_id]
+    full = get_policy("full")
+    ways = {
+        "full": (full, 8192),
+        STREAMING: (get_policy("streaming", sink=32, window=480), 32_768),
+        LONGCACHE: (get_policy("longcache"), 131_072),
+    }
+    chance = random.Random(seed)
+    found: dict[str, Any] = {}
+    for length in (each for each in LENGTHS if WINDOW < each <= most):
+        ends = [length + place * PREDICTED for place in range(PLACES)]
+        texts = []
+        for _ in range(samples if length > 8192 else 2 * samples):
+            begin = chance.randrange(len(stream) - ends[-1])
+            texts.append(stream[begin : begin + ends[-1]])
+        within = [
+            perplexity_at(model, [text[end - WINDOW : end] for text in texts], [WINDOW], tokens=PREDICTED, policy=full)
+            for end in ends
+        ]
+        rows = {"in the window": _mean(found[0] for found in within)}
+        for name, (policy, longest) in ways.items():
+            if length <= longest:
+                rows[name] = _mean(perplexity_at(model, texts, ends, tokens=PREDICTED, policy=policy))
+        found[str(length)] = {"tokens": len(texts) * PLACES * PREDICTED, **rows}
+    return found
+
+
+def _mean(perplexities: Any) -> float:
+    """Of equally many tokens each."""
+    return math.exp(statistics.mean(math.log(each) for each in perplexities))
+
+
+def records(model: Path, corpus: Path, root: Path, seed: int, samples: int) -> dict[str, Any]:
+    """Format -> way -> score of pass keys in 8,192 tokens of text."""
+    from transformers import AutoTokenizer
+
+    from longloom.evals.needle.suite import Needle
+    from longloom.evals.suite import Source
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    options = {"lengths": [8192], "depths": DEPTHS, "samples": samples, "style": "code", "question": QUESTION}
+    made = Needle(Source(data=corpus, tokenizer=tokenizer, seed=100 + seed, options=options)).records("single")
+    longbench, leval = root / "longbench", root / "leval"
+    for folder in (longbench / "config", leval):
+        folder.mkdir(parents=True, exist_ok=True)
+    bench, exam = [], []
+    for number, record in enumerate(made):
+        (request,), answers = record["requests"], record["references"]
+        begin, end = request["context"]
+        context, question = request["document"][begin:end], request["query"]
+        common = {"language": "en", "all_classes": None, "length": len(context.split()), "dataset": "passkey"}
+        bench.append({"input": question, "context": context, "answers": answers, "_id": str(number), **common})
+        exam.append({"instructions": [question], "outputs": answers, "input": context, "evaluation": "f1"})
+    forms = {
+        "dataset2prompt": "{context}\n\n{input}",
+        "dataset2maxlen": 32,
+        "dataset2metric": "string_match",
+        "dataset2chat": False,
+    }
+    for name, form in forms.items():
+        (longbench / "config" / f"{name}.json").write_text(json.dumps({"passkey": form}))
+    for path, rows in ((longbench / "passkey.jsonl", bench), (leval / "natural_question.jsonl", exam)):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    found: dict[str, Any] = {}
+    for suite, task, data in (("records", "passkey", longbench), ("leval", "natural_question", leval)):
+        for policy, max_length in (("full", None), ("full", 9000), (STREAMING, 9000), (LONGCACHE, 9000)):
+            way = "full, cut in the middle" if max_length is None else policy
+            out = root / "records" / f"{suite}-{way}"
+            rows = asked(
+                model, data, out, policy, suite=suite, tasks=[task], options={}, max_length=max_length, seed=seed
+            )
+            # F1 says little of an answer that goes on after the number: what counts is whether that is there.
+            hits = [any(answer in row["prediction"] for answer in row["references"]) for row in rows]
+            score = 100 * statistics.mean(row["score"] for row in rows)
+            found.setdefault(suite, {})[way] = {
+                "score": round(score, 2),
+                "found": round(100 * statistics.mean(hits), 2),
+                "samples": len(rows),
+                "truncated": sum(row["truncated"] for row in rows),
+            }
+    return found
+
+
+def ruler(model: Path, root: Path, seed: int, samples: int) -> dict[str, Any]:
+    """Setting -> length -> score of niah_multikey_3."""
+    found: dict[str, Any] = {}
+    for length in (1024, 8192):
+        for policy in RULER:
+            rows = asked(
+                model,
+                None,
+                root / "ruler" / f"{policy}-{length}",
+                policy,
+                suite="ruler",
+                tasks=["niah_multikey_3"],
+                options={"lengths": [length], "samples": 5 * samples},
+                seed=seed,
+            )
+            score = 100 * statistics.mean(row["score"] for row in rows)
+            found.setdefault(policy, {})[str(length)] = [round(score, 2), len(rows)]
+    return found
+
+
+def one_seed(root: str, seed: int, samples: int, most: int) -> dict[str, Any]:
+    """Everything of one training."""
+    from longloom.flows.model import pretrain
+    from longloom.flows.params import STANDARD_LIBRARY, CorpusParams, IndexParams, PretrainParams
+    from longloom.storage.store import Store
+    from longloom.tasks.corpus.task import read_corpus
+
+    store = Store(root)
+    trained = pretrain(
+        CorpusParams(), IndexParams(tokenizer="base"), PretrainParams(size="short", seed=seed), store=root
+    )
+    model = store.open(trained)
+    corpus = store.open(read_corpus(store, sources=[STANDARD_LIBRARY], held_out=True))
+    place = Path(root) / "longcache" / trained.digest[:12]
+    return {
+        "seed": seed,
+        "model": trained.digest,
+        "needles": needles(model, corpus, place, seed, samples, most),
+        "perplexity": kept(place / f"perplexity-{most}.json", lambda: perplexities(model, corpus, seed, samples, most)),
+        "records": records(model, corpus, place, seed, samples),
+        "ruler": ruler(model, place, seed, samples),
+    }
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` returns, made once."""
+    if not path.exists():
+        path.write_text(json.dumps(make()))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def share(cells: dict[str, list[float]]) -> float:
+    """Of a length's needles, those found, in per cent."""
+    return 100 * sum(hits for hits, _ in cells.values()) / sum(asked for _, asked in cells.values())
+
+
+def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds, with the least and the most."""
+
+    def spread(values: Sequence[float]) -> dict[str, float]:
+        return {
+            "mean": round(statistics.mean(values), 2),
+            "least": round(min(values), 2),
+            "most": round(max(values), 2),
+        }
+
+    first = seeds[0]
+    return {
+        "needles": {
+            policy: {length: spread([share(seed["needles"][policy][length]) for seed in seeds]) for length in lengths}
+            for policy, lengths in first["needles"].items()
+        },
+        "perplexity": {
+            length: {
+                name: spread([seed["perplexity"][length][name] for seed in seeds]) for name in rows if name != "tokens"
+            }
+            for length, rows in first["perplexity"].items()
+        },
+        "perplexity over the window's": {
+            length: {
+                name: spread(
+                    [
+                        100 * (seed["perplexity"][length][name] / seed["perplexity"][length]["in the window"] - 1)
+                        for seed in seeds
+                    ]
+                )
+                for name in rows
+                if name not in ("tokens", "in the window")
+            }
+            for length, rows in first["perplexity"].items()
+        },
+        "records": {
+            suite: {way: spread([seed["records"][suite][way]["found"] for seed in seeds]) for way in ways}
+            for suite, ways in first["records"].items()
+        },
+        "ruler": {
+            policy: {length: spread([seed["ruler"][policy][length][0] for seed in seeds]) for length in lengths}
+            for policy, lengths in first["ruler"].items()
+        },
+    }
+
+
+def claims(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was asked, the figure found (a mean over the seeds), and whether it holds."""
+    found = table["needles"]
+    within = found["full"][str(LENGTHS[0])]["mean"]
+    asked = []
+    for length, row in found[LONGCACHE].items():
+        if int(length) >= 16 * WINDOW:
+            kept_share = 100 * row["mean"] / within
+            claim = (
+                f"longcache's needles at {int(length) // WINDOW} times the window, % of those within it: at least 95"
+            )
+            asked.append((claim, kept_share, kept_share >= 95))
+    for length, rows in table["perplexity over the window's"].items():
+        above = rows[LONGCACHE]["mean"]
+        times = f"{int(length) / WINDOW:g} times the window"
+        asked.append((f"longcache's perplexity at {times}, % over the window's: at most 3", above, above <= 3))
+        if "full" in rows:
+            above = rows["full"]["mean"]
+            asked.append((f"full attention's perplexity at {times}, % over the window's: collapsed", above, above > 20))
+    for policy in ("full", STREAMING):
+        for length, row in found[policy].items():
+            if int(length) >= 16 * WINDOW:
+                claim = (
+                    f"{policy.partition(':')[0]} loses the needle at {int(length) // WINDOW} times the window, % found"
+                )
+                asked.append((claim, row["mean"], row["mean"] <= 10))
+    return [{"claim": claim, "found": round(figure, 2), "holds": bool(holds)} for claim, figure, holds in asked]
+
+
+def draw(seeds: list[dict[str, Any]], path: Path) -> None:
+    """The grids, length by depth, of the policies that were asked at all lengths of streaming."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = ["full", STREAMING, LONGCACHE]
+    lengths = [str(length) for length in LENGTHS if str(length) in seeds[0]["needles"][LONGCACHE]]
+    figure, axes = plt.subplots(1, len(shown), figsize=(11, 3.2), layout="constrained", sharey=True)
+    for axis, policy in zip(axes, shown, strict=True):
+        cells = np.full((len(DEPTHS), len(lengths)), np.nan)
+        for column, length in enumerate(lengths):
+            for row, depth in enumerate(DEPTHS):
+                pairs = [seed["needles"][policy].get(length, {}).get(f"{depth:g}") for seed in seeds]
+                if None not in pairs:
+                    cells[row, column] = 100 * sum(hits for hits, _ in pairs) / sum(asked for _, asked in pairs)
+        image = axis.imshow(cells, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+        for (row, column), value in np.ndenumerate(cells):
+            text = "not run" if np.isnan(value) else f"{value:.0f}"
+            axis.text(
+                column,
+                row,
+                text,
+                ha="center",
+                va="center",
+                fontsize=6 if np.isnan(value) else 9,
+                color="black" if np.isnan(value) or value > 60 else "white",
+            )
+        axis.axvline(0.5, color="crimson", linewidth=2)  # the window ends here
+        axis.set_xticks(range(len(lengths)), [f"{int(length):,}" for length in lengths], rotation=30, fontsize=8)
+        axis.set_yticks(range(len(DEPTHS)), [f"{depth}%" for depth in DEPTHS])
+        axis.set_title(policy.partition(":")[0])
+        axis.set_xlabel("tokens")
+    axes[0].set_ylabel("depth of the needle")
+    figure.colorbar(image, ax=axes, label="found, %")
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    here = Path(__file__).resolve().parent
+    parser.add_argument("--store", default=".longloom/longcache", help="where what is made is kept")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--samples", type=int, default=2, help="scales the haystacks of each length")
+    parser.add_argument("--most", type=int, default=LENGTHS[-1], help="the longest prompts, in tokens")
+    parser.add_argument("--json", type=Path, default=here / "results" / "longcache.json")
+    parser.add_argument("--picture", type=Path, default=here.parent / "docs" / "images" / "longcache.png")
+    options = parser.parse_args()
+    prepare(options.store)
+    quiet()
+    start_server()
+    seeds = [one_seed(options.store, seed, options.samples, options.most) for seed in options.seeds]
+    table = summary(seeds)
+    result = {"machine": machine(), "claims": claims(table), "summary": table, "seeds": seeds}
+    options.json.write_text(json.dumps(result, indent=1) + "\n")
+    draw(seeds, options.picture)
+    for part, rows in table.items():
+        print(f"\n{part}")
+        for name, cells in rows.items():
+            shown = "  ".join(
+                f"{key} {cell['mean']:g} ({cell['least']:g}-{cell['most']:g})" for key, cell in cells.items()
+            )
+            print(f"  {name:30} {shown}")
+    print()
+    for claim in result["claims"]:
+        print(f"{'holds' if claim['holds'] else 'FAILS':6} {claim['claim']}: {claim['found']}")
+
+
+if __name__ == "__main__":
+    main()
