@@ -101,7 +101,7 @@ class _Keys:
         else:
             # oneDNN compiles for every shape that it meets (0.6 ms and 0.6 MB each): let there be few.
             chunk = max(_CHUNK // 4, min(_CHUNK, _SCORES // rows.shape[2])) if self.direct else _CHUNK // 4
-            self.grain, self.fine = _whole(chunk // 8, unit), _whole(chunk // 64, unit)
+            self.grain, self.fine = _whole(-(-chunk // 8), unit), _whole(-(-chunk // 64), unit)
             self.chunk = _whole(chunk, self.grain)
         self.copy = rows.new_empty(0)
         self.unit_code = 256.0 if first.dtype == torch.float8_e4m3fn else 1.0  # see `_number`

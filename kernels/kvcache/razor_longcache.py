@@ -7,7 +7,8 @@ long context, memory holds the retrieval heads' share.
 Notable choices: the prompt is read under the same rule, so it may be longer than the model's window, where `razor`
 reads it with dense attention. Razor's mean of what was dropped is left out: it averages keys at their true distances,
 which a finite scope does not have. Nor is there its N / C for the last tokens of a long prompt: `local` is all that the
-other heads keep.
+other heads keep. Nothing waits for the device but `streaming`, for where the padding ends, while a padded batch's first
+tokens come in.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def _run(
             BLOCK_M=block_m,
             BLOCK_N=block_n,
             BLOCK_D=triton.next_power_of_2(size),
-            num_warps=8 if vector > 512 else 4,
+            num_warps=8 if vector > 512 and weight is None else 4,
             num_stages=3,  # two programs a multiprocessor, each with 64 KiB on the way
         )
         origin, column = origin + piece.shape[2], column + split * k

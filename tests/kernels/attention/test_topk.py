@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from longloom.kernels.attention.quantise import quantise
 from longloom.kernels.attention.topk import TRITON_K, topk_indices, topk_votes
 
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["reference", "triton"])
@@ -183,17 +184,168 @@ def test_more_parts_than_one_step_merges(device, monkeypatch):
     assert torch.equal(found.cpu(), by_hand(query, key, TRITON_K, None, None))
 
 
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """The reference's chunks, tiles of rows and copies, far smaller than usual."""
+    for name, value in (("_UNIT", 32), ("_CHUNK", 256), ("_SCORES", 512), ("_COPIED", 1024)):
+        monkeypatch.setattr(f"longloom.kernels.attention.topk_reference.{name}", value)
+
+
+@pytest.mark.parametrize("tokens", [31, 256, 330, 700])
 @pytest.mark.parametrize("steps", [1, 60])
-def test_the_reference_merges_chunks(steps, device, monkeypatch):
-    """Chunks of keys and tiles of rows far smaller than usual."""
-    monkeypatch.setattr("longloom.kernels.attention.topk_reference._CHUNK", 64)
-    monkeypatch.setattr("longloom.kernels.attention.topk_reference._SCORES", 64 * 2 * 50)
-    for dtype in (torch.float64, torch.float16):
+def test_the_reference_merges_chunks(steps, tokens, device, small_chunks):
+    for dtype in (torch.float64, torch.float32, torch.float16):
         query = whole_numbers(1, 4, steps, 16, dtype=dtype, device=device)
-        key = whole_numbers(1, 2, 330, 16, dtype=dtype, device=device)
+        key = whole_numbers(1, 2, tokens, 16, dtype=dtype, device=device)
         for block in (None, 32):
             found = topk_indices(query, key, 4, block=block, implementation="reference")
             assert torch.equal(found.cpu(), by_hand(query, key, 4, None, None, block))
+            bounds = {"begin": [7], "end": [tokens - 20]}
+            bounds = {name: torch.tensor(bound, dtype=torch.int32, device=device) for name, bound in bounds.items()}
+            found = topk_indices(query, key, 4, **bounds, block=block, implementation="reference")
+            assert torch.equal(found.cpu(), by_hand(query, key, 4, [7], [tokens - 20], block))
+
+
+@pytest.mark.parametrize("steps", [1, 20])
+def test_equal_keys_are_equal_to_the_reference_wherever_they_are(steps, device):
+    """In a chunk, in what is left over of it, in the next: the products' shapes differ, their sums must not."""
+    tokens = 40_000 if steps == 20 else 9_000
+    token = torch.randint(0, 40, (1, 1, tokens, 1))
+    key = torch.randn(1, 1, 40, 24).gather(2, token.expand(1, 1, tokens, 24)).to(device)
+    query = torch.randn(1, 2, steps, 24, device=device)
+    begin = torch.tensor([5], dtype=torch.int32, device=device)
+    found = topk_indices(query, key, 30, begin=begin, implementation="reference").flatten(0, 2).cpu()
+    for row in found:
+        last = (token[0, 0, :, 0] == token[0, 0, row[0], 0]).nonzero()[:, 0].flip(0)
+        assert row.tolist() == last[:30].tolist()
+
+
+def test_the_reference_without_onednn(device, monkeypatch):
+    monkeypatch.setattr("longloom.kernels.attention.topk_reference._linear", None)
+    query = whole_numbers(1, 4, 9, 16, dtype=torch.float32, device=device)
+    key = whole_numbers(1, 2, 330, 16, dtype=torch.float32, device=device)
+    found = topk_indices(query, key, 4, implementation="reference")
+    assert torch.equal(found.cpu(), by_hand(query, key, 4, None, None))
+
+
+def in_pieces(key: Tensor, sizes: list[int]) -> list[Tensor]:
+    """Copies of the parts of a key or its scales, each in memory of its own, one of them strided."""
+    pieces = [piece.clone() for piece in key.split(sizes, dim=2)]
+    pieces[0] = torch.cat((pieces[0], pieces[0]), dim=2)[:, :, : sizes[0]]
+    return pieces
+
+
+@pytest.mark.parametrize("sizes", [[203], [64, 64, 75], [1, 130, 0, 33, 39], [0, 203]])
+@pytest.mark.parametrize("steps", [1, 17])
+@IMPLEMENTATIONS
+def test_pieces_are_as_good_as_one(sizes, steps, implementation, dtype, device, small_chunks):
+    """The queries' whole numbers make many scores equal, across the pieces too."""
+    query = whole_numbers(2, 6, steps, 48, dtype=dtype, device=device)
+    key = whole_numbers(2, 2, 203, 48, dtype=dtype, device=device)
+    for begin, end in (([0, 0], [203, 203]), ([13, 66], [199, 66]), ([131, 2], [160, 140])):
+        bounds = {"begin": begin, "end": end}
+        bounds = {name: torch.tensor(bound, dtype=torch.int32, device=device) for name, bound in bounds.items()}
+        pieces = in_pieces(key, sizes)
+        found = topk_indices(query, pieces, 5, **bounds, implementation=implementation)
+        assert torch.equal(found.cpu(), by_hand(query, key, 5, begin, end))
+        votes = topk_votes(query, tuple(pieces), 5, **bounds, implementation=implementation)
+        assert torch.equal(votes, topk_votes(query, key, 5, **bounds, implementation=implementation))
+
+
+def test_scores_in_pieces_are_the_same_bits(device):
+    """A near-tie is decided alike: random keys of 16 bits, in pieces and not."""
+    query = torch.randn(1, 4, 3, 64, device=device).half()
+    key = torch.randn(1, 2, 3000, 64, device=device).half()
+    for implementation in ("reference", "triton"):
+        whole = topk_indices(query, key, 8, implementation=implementation)
+        assert torch.equal(whole, topk_indices(query, in_pieces(key, [1024, 1976]), 8, implementation=implementation))
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_pieces_on_the_host_come_two_at_a_time(pinned, device):
+    if device.type == "cpu":
+        pytest.skip("the host's memory is the device's")
+    query = whole_numbers(2, 4, 3, 64, dtype=torch.float16, device=device)
+    key = whole_numbers(2, 2, 20_000, 64, dtype=torch.float16, device=torch.device("cpu"))
+    pieces = [piece.pin_memory() if pinned else piece for piece in in_pieces(key, [3000, 2000, 0, 5000, 10_000])]
+    pieces[1] = pieces[1].to(device)
+    whole = topk_indices(query, key.to(device), 5)
+    torch.cuda.synchronize(device)
+    held = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    for implementation in ("triton", "reference"):
+        assert torch.equal(topk_indices(query, pieces, 5, implementation=implementation), whole)
+    codes, scales = quantise(key, torch.int8)
+    found = topk_indices(query, in_pieces(codes, [3000, 17_000]), 5, scales=in_pieces(scales, [3000, 17_000]))
+    assert torch.equal(found, topk_indices(query, codes.to(device), 5, scales=scales.to(device)))
+    assert found.device == query.device
+    torch.cuda.reset_peak_memory_stats(device)
+    topk_votes(query, pieces, 5)
+    largest = pieces[-1].numel() * 2
+    assert torch.cuda.max_memory_allocated(device) - held < 2 * largest + (4 << 20)
+
+
+CODES = pytest.mark.parametrize("codes", [torch.int8, torch.float8_e4m3fn], ids=["int8", "fp8"])
+
+
+@pytest.mark.parametrize("steps", [1, 17])
+@pytest.mark.parametrize("sizes", [[203], [70, 133]])
+@CODES
+@IMPLEMENTATIONS
+def test_codes_are_scored_as_they_stand(codes, sizes, steps, implementation, dtype, device, small_chunks):
+    """Every code of the type, and scales that are powers of two: exact scores."""
+    query = whole_numbers(2, 4, steps, 32, dtype=dtype, device=device)
+    if codes == torch.int8:
+        key = torch.randint(-127, 128, (2, 2, 203, 32)).to(codes).to(device)
+    else:
+        numbers = torch.arange(256, dtype=torch.uint8).view(codes)
+        numbers = numbers[numbers.float().abs() >= 0.125]  # so that float32 holds every sum, and no NaN
+        key = numbers[torch.randint(0, len(numbers), (2, 2, 203, 32))].to(device)
+    scales = torch.tensor([0.5, 1.0, 2.0])[torch.randint(0, 3, (2, 2, 203))].to(device)
+    begin, end = [3, 0], [203, 150]
+    bounds = {"begin": begin, "end": end}
+    bounds = {name: torch.tensor(bound, dtype=torch.int32, device=device) for name, bound in bounds.items()}
+    keys, weights = (part if len(sizes) == 1 else in_pieces(part, sizes) for part in (key, scales))
+    found = topk_indices(query, keys, 4, **bounds, scales=weights, implementation=implementation)
+    assert torch.equal(found.cpu(), by_hand(query, key.double() * scales[..., None], 4, begin, end))
+    votes = topk_votes(query, keys, 4, **bounds, scales=weights, implementation=implementation)
+    assert int(votes.sum()) == int((found >= 0).sum())
+
+
+@IMPLEMENTATIONS
+def test_the_smallest_codes_count(implementation, dtype, device):
+    """float8_e4m3fn's numbers without a leading one, and 0 of both signs."""
+    codes = torch.tensor([0, 1, 7, 8, 0x80, 0x81], dtype=torch.uint8).view(torch.float8_e4m3fn)
+    key = torch.zeros(1, 1, 6, 16).to(torch.float8_e4m3fn)
+    key[0, 0, :, 3] = codes
+    query, scales = torch.ones(1, 1, 1, 16, dtype=dtype, device=device), torch.full((1, 1, 6), 0.25, device=device)
+    found = topk_indices(query, key.to(device), 6, scales=scales, implementation=implementation)
+    assert found.tolist() == [[[[3, 2, 1, 4, 0, 5]]]]
+
+
+@IMPLEMENTATIONS
+def test_blocks_of_codes(implementation, device):
+    query = whole_numbers(1, 4, 2, 32, dtype=torch.float32, device=device)
+    key = torch.randint(-9, 10, (1, 2, 150, 32), device=device).to(torch.int8)
+    scales = torch.ones(1, 2, 150, device=device)
+    found = topk_indices(query, key, 3, block=32, scales=scales, implementation=implementation)
+    assert torch.equal(found.cpu(), by_hand(query, key, 3, None, None, 32))
+
+
+@CODES
+@IMPLEMENTATIONS
+def test_codes_of_a_cache_are_not_copied(codes, implementation, device):
+    """Scales of a cache with room behind, as a policy keeps them."""
+    key = torch.randn(1, 2, 90, 32, device=device)
+    held, scales = quantise(key, codes)
+    room, weights = (
+        torch.cat((held.view(torch.int8),) * 2, dim=2).view(codes),
+        torch.cat((scales, scales), 2)[..., None],
+    )
+    query = torch.randn(1, 4, 1, 32, device=device)
+    alone = topk_indices(query, held, 4, scales=scales, implementation=implementation)
+    found = topk_indices(query, room[:, :, :90], 4, scales=weights[:, :, :90, 0], implementation=implementation)
+    assert torch.equal(found, alone)
 
 
 def test_the_reference_ranks_float64_by_float64(device):
@@ -232,6 +384,41 @@ BAD = {
     "begin must be on cpu like query, found meta": {"begin": ints(0, 0).to("meta")},
     "block must be None or a power of two of at least 32 keys, found 100": {"block": 100},
     "block must be None or a power of two of at least 32 keys, found 16": {"block": 16},
+    "block must be None for keys in 2 pieces, found 32": {"key": [torch.zeros(2, 2, 64, 32)] * 2, "block": 32},
+    "key must be a tensor or pieces, found no piece": {"key": []},
+    "key[1] must be [B, Hkv, n, D] with B=2, D=32, Hkv=2, found [2, 1, 7, 32]": {
+        "key": [torch.zeros(2, 2, 5, 32), torch.zeros(2, 1, 7, 32)]
+    },
+    "key[1] must be of float32, found float16": {"key": [torch.zeros(2, 2, 5, 32), torch.zeros(2, 2, 7, 32).half()]},
+    "key[1] must be of int8, found float32": {
+        "key": [torch.zeros(2, 2, 5, 32).to(torch.int8), torch.zeros(2, 2, 7, 32)],
+        "scales": [torch.zeros(2, 2, 5), torch.zeros(2, 2, 7)],
+    },
+    "key[0] must be on cpu like query, found meta": {
+        "key": [torch.zeros(2, 2, 5, 32, device="meta"), torch.zeros(2, 2, 5, 32)]
+    },
+    "scales must be given for codes, found None": {"key": torch.zeros(2, 2, 10, 32).to(torch.int8)},
+    "scales must be None but for codes, found scales": {"scales": torch.zeros(2, 2, 10)},
+    "scales must be of float32, found float16": {
+        "key": torch.zeros(2, 2, 10, 32).to(torch.int8),
+        "scales": torch.zeros(2, 2, 10).half(),
+    },
+    "scales must be [B, Hkv, N] with B=2, Hkv=2, N=10, found [2, 2, 9]": {
+        "key": torch.zeros(2, 2, 10, 32).to(torch.int8),
+        "scales": torch.zeros(2, 2, 9),
+    },
+    "scales[1] must be [B, Hkv, n] with B=2, Hkv=2, n=7, found [2, 2, 5]": {
+        "key": [torch.zeros(2, 2, 5, 32).to(torch.int8), torch.zeros(2, 2, 7, 32).to(torch.int8)],
+        "scales": [torch.zeros(2, 2, 5), torch.zeros(2, 2, 5)],
+    },
+    "scales must be 2 pieces like key, found 1": {
+        "key": [torch.zeros(2, 2, 5, 32).to(torch.int8), torch.zeros(2, 2, 7, 32).to(torch.int8)],
+        "scales": torch.zeros(2, 2, 12),
+    },
+    "end must be 0 to N=12, found 13": {
+        "key": [torch.zeros(2, 2, 5, 32), torch.zeros(2, 2, 7, 32)],
+        "end": ints(13, 3),
+    },
     "implementation must be one of triton, reference, found 'cuda'": {"implementation": "cuda"},
     "implementation 'triton' cannot do this: it holds the best k of a row in registers, 32 at most, found k = 33": {
         "k": 33,
