@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -138,23 +139,27 @@ class FinetuneParams(Params):
     seed: int = Field(default=0, ge=0, description="of the order")
 
 
-def parse_policy(text: str) -> tuple[str, dict[str, int | float]]:
+def parse_policy(text: str) -> tuple[str, dict[str, int | float | str]]:
     """`snapkv:budget=0.3,window=8` -> ("snapkv", {"budget": 0.3, "window": 8}).
 
     Raises:
-        ValueError: an option that is not NAME=NUMBER, or the head profile, which is a file.
+        ValueError: an option that is not NAME=NUMBER or NAME=WORD, or the head profile, which is a file.
     """
     name, _, rest = text.partition(":")
-    options = {}
+    options: dict[str, int | float | str] = {}
     for part in filter(None, rest.split(",")):
         key, _, value = part.partition("=")
         if key.strip() == "heads":
             raise ValueError(f"KV policy {text!r}: found option {part!r}, expected it as parameter `heads`")
         try:
-            options[key.strip()] = _number(value)
+            options[key.strip()] = value.strip() if _WORD.fullmatch(value.strip()) else _number(value)
         except ValueError:
-            raise ValueError(f"KV policy {text!r}: found option {part!r}, expected NAME=NUMBER") from None
+            raise ValueError(f"KV policy {text!r}: found option {part!r}, expected NAME=NUMBER or NAME=WORD") from None
     return name, options
+
+
+#: What names one of a KV policy's ways, such as the 8 bits of longcache's `scoring=int8`.
+_WORD = re.compile(r"(?!(?:inf|infinity|nan)$)[a-z][a-z0-9_]*")
 
 
 def _number(text: str) -> int | float:

@@ -114,17 +114,20 @@ def test_records_are_derived_from_the_standard_library_alone() -> None:
         ("streaming: sink = -1", ("streaming", {"sink": -1})),
         ("snapkv:budget=0.3", ("snapkv", {"budget": 0.3})),
         ("snapkv:budget=.30", ("snapkv", {"budget": 0.3})),
+        ("longcache:scoring= fp8,reuse=8", ("longcache", {"scoring": "fp8", "reuse": 8})),
         ("razor:echo=1e-3,window=4E2,sink=4.0", ("razor", {"echo": 0.001, "window": 400.0, "sink": 4.0})),
     ],
 )
-def test_policies_are_parsed(text: str, expected: tuple[str, dict[str, int | float]]) -> None:
+def test_policies_are_parsed(text: str, expected: tuple[str, dict[str, int | float | str]]) -> None:
     name, options = parse_policy(text)
     assert (name, options) == expected
     assert [type(value) for value in options.values()] == [type(value) for value in expected[1].values()]
 
 
-@pytest.mark.parametrize("option", ["sink", "sink=", "sink=a", "sink=--4", "sink=4.5.", "sink=1e999", "sink=true"])
-def test_policies_with_other_than_numbers_are_refused(option: str) -> None:
+@pytest.mark.parametrize(
+    "option", ["sink", "sink=", "sink=4a", "sink=--4", "sink=4.5.", "sink=1e999", "sink=nan", "sink=inf"]
+)
+def test_policies_with_other_than_numbers_and_words_are_refused(option: str) -> None:
     text = f"streaming:window=9,{option}"
     with pytest.raises(
         ValueError, match=f"^{re.escape(f'KV policy {text!r}: found option {option!r}')}, expected NAME"
