@@ -1,4 +1,4 @@
-"""Scoring and top-k over a million keys, against a product of matrices and torch.topk."""
+"""Scoring and top-k over a million keys, against a product of matrices and torch.topk; codes, and keys on the host."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from torch import Tensor
 
 from gpu.harness import Run, close, same
 from gpu.timing import Call
+from longloom.kernels.attention.quantise import CODES, quantise
 from longloom.kernels.attention.topk import topk_indices, topk_votes
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured and checked; `far` elements of keys in the check of offsets, beyond 32 bits."""
+    """What is measured and checked; `page` keys of a piece, `far` elements of keys in the check of offsets, beyond 32
+    bits."""
 
     keys: int = 1 << 20
     heads: int = 32
@@ -27,6 +29,7 @@ class Sizes:
     queries: tuple[int, ...] = (1, 512)
     k: int = 4
     block: int = 128
+    page: int = 4096
     far: int = (1 << 31) + (1 << 27)
     fuzz: int = 16
 
@@ -60,6 +63,10 @@ def measure(run: Run, sizes: Sizes) -> None:
                 if block is None and operation is topk_votes and row.extra_bytes is not None:
                     scratch = (row.extra_bytes - votes_bytes) / votes_bytes
                     run.target(f"{case}: memory beside the votes over the votes'", scratch, 1.0, most=True)
+        _codes(
+            run, sizes, case, queries, keys, moved=moved - held // 2 + 4 * sizes.kv_heads * n + votes_bytes, flops=flops
+        )
+        _hosted(run, sizes, case, queries[0], keys[0], moved=moved + votes_bytes, flops=flops)
         run.fastest(
             case,
             {"matmul and topk": functools.partial(_plain, queries, keys, sizes.k)},
@@ -67,6 +74,37 @@ def measure(run: Run, sizes: Sizes) -> None:
             flops=flops,
             peak=True,
         )
+
+
+def _codes(
+    run: Run, sizes: Sizes, case: str, queries: Sequence[Tensor], keys: Sequence[Tensor], *, moved: int, flops: int
+) -> None:
+    """Votes by 8-bit codes, half of the bytes."""
+    for dtype in CODES:
+        held = [quantise(key, dtype) for key in keys]
+        calls = [
+            functools.partial(topk_votes, q, codes, sizes.k, scales=scales, implementation=run.implementation)
+            for q, (codes, scales) in zip(queries, held, strict=True)
+        ]
+        way = f"{run.implementation}, votes by {str(dtype).removeprefix('torch.')}"
+        run.time(case, way, calls, moved=moved, flops=flops, graph=queries[0].shape[2] == 1)
+
+
+def _hosted(run: Run, sizes: Sizes, case: str, query: Tensor, key: Tensor, *, moved: int, flops: int) -> None:
+    """Votes by keys in host memory: at best as fast as they come."""
+    pages = _pages(key, sizes.page)
+    call = functools.partial(topk_votes, query, pages, sizes.k, implementation=run.implementation)
+    way = f"{run.implementation}, votes, keys on the host"
+    row = run.time(case, way, [call], moved=moved, flops=flops, peak=True)
+    if row.extra_bytes is not None:
+        two = 2 * pages[0].numel() * pages[0].element_size()
+        run.target(f"{case}, keys on the host: memory over two pages'", row.extra_bytes / two, 2.0, most=True)
+
+
+def _pages(key: Tensor, page: int) -> list[Tensor]:
+    """Copies of the keys' pages in host memory, pinned where there is a GPU."""
+    parts = key.split(page, dim=2)
+    return [torch.empty(part.shape, dtype=part.dtype, pin_memory=key.is_cuda).copy_(part) for part in parts]
 
 
 def _plain(queries: Sequence[Tensor], keys: Sequence[Tensor], k: int) -> Sequence[Call]:
@@ -108,6 +146,35 @@ def check_random(run: Run, sizes: Sizes) -> None:
         close(scores.gather(1, found[0, head].long()), scores.topk(sizes.k).values, tolerance=1e-5)
 
 
+def check_pieces(run: Run, sizes: Sizes) -> None:
+    """Keys in pages, on the device and on the host, with many equal scores across them: what they give in one piece."""
+    n = sizes.keys
+    query = torch.randint(-2, 3, (1, sizes.heads, 3, sizes.head_dim), device=run.device).bfloat16()
+    key = torch.randint(-2, 3, (1, sizes.kv_heads, n, sizes.head_dim), device=run.device).bfloat16()
+    begin, end = (torch.tensor([bound], dtype=torch.int32, device=run.device) for bound in (n // 9, n - n // 7))
+    options: dict[str, Any] = {"begin": begin, "end": end, "implementation": run.implementation}
+    expected = topk_indices(query, key, sizes.k, **options)
+    for pages in (key.split(sizes.page, dim=2), _pages(key, sizes.page)):
+        with run.no_waits():
+            found = topk_indices(query, pages, sizes.k, **options)
+        if not torch.equal(found, expected):
+            raise AssertionError(f"pages on {pages[0].device}: {found[0, 0].tolist()}, not {expected[0, 0].tolist()}")
+
+
+def check_codes(run: Run, sizes: Sizes) -> None:
+    """Codes of random keys: the scores at the indices are the best of float64's products with codes times scales."""
+    query = run.randn(1, sizes.heads, 2, sizes.head_dim)
+    key = run.randn(1, sizes.kv_heads, sizes.keys, sizes.head_dim)
+    for dtype in CODES:
+        codes, scales = quantise(key, dtype)
+        with run.no_waits():
+            found = topk_indices(query, codes, sizes.k, scales=scales, implementation=run.implementation)
+        for head in range(0, sizes.heads, max(1, sizes.heads // 4)):
+            line = head * sizes.kv_heads // sizes.heads
+            scores = query[0, head].double() @ codes[0, line].double().T * scales[0, line].double()
+            close(scores.gather(1, found[0, head].long()), scores.topk(sizes.k).values, tolerance=1e-5)
+
+
 def check_far_keys(run: Run, sizes: Sizes) -> None:
     """The last head's last keys lie beyond 2^31 elements, and are found."""
     n = sizes.far // (sizes.kv_heads * sizes.head_dim)
@@ -147,6 +214,8 @@ def check_fuzz(run: Run, sizes: Sizes) -> None:
 CHECKS: dict[str, Callable[[Run, Sizes], None]] = {
     "1M keys with ties": check_ties,
     "1M random keys": check_random,
+    "1M keys in pages": check_pieces,
+    "1M keys in 8 bits": check_codes,
     "keys beyond 2^31 elements": check_far_keys,
     "random shapes": check_fuzz,
 }

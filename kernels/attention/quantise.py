@@ -36,9 +36,8 @@ def quantise(key: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     check.tensor("key", key, "B Hkv N D", FLOATS, strided=True)
     known = " or ".join(str(name).removeprefix("torch.") for name in CODES)
     check.require(dtype in CODES, "dtype", known, str(dtype).removeprefix("torch."))
-    exact = key.float()
-    scales = exact.abs().amax(-1) / CODES[dtype]
+    exact, limit = key.float().contiguous(), CODES[dtype]
+    scales = exact.abs().amax(-1) / limit
     codes = exact / scales.where(scales > 0, 1.0)[..., None]
-    limit = CODES[dtype]
-    codes = codes.clamp_(-limit, limit)  # rounding may go past the largest code, where float8_e4m3fn has a NaN
+    codes.clamp_(-limit, limit)  # rounding may go past the largest code, where float8_e4m3fn has a NaN
     return (codes.round_() if dtype == torch.int8 else codes).to(dtype), scales

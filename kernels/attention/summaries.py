@@ -1,7 +1,7 @@
 """Top-k by block summaries: a bound for every block of keys first, exact scores in the most promising blocks alone.
 
 Of `size` keys side by side only the element-wise maximum and minimum are read. They bound each of the block's scores
-from above, as in Quest (arXiv 2406.10774, section 3):
+from above, as in Quest (arXiv 2406.10774, figure 5):
 
     q . k <= sum_d max(q_d max_d, q_d min_d) = relu(q) . max - relu(-q) . min
 

@@ -104,7 +104,6 @@ class _Keys:
             self.grain, self.fine = _whole(-(-chunk // 8), unit), _whole(-(-chunk // 64), unit)
             self.chunk = _whole(chunk, self.grain)
         self.copy = rows.new_empty(0)
-        self.unit_code = 256.0 if first.dtype == torch.float8_e4m3fn else 1.0  # see `_number`
 
     def cuts(self, begin: int, end: int) -> list[tuple[int, int]]:
         """begin .. end in chunks; what is left over of the last is one of its own, unless enough stands behind it."""
@@ -131,11 +130,14 @@ class _Keys:
     def weigh(self, scores: Tensor, heads: slice, start: int, stop: int) -> None:
         """Multiply scores [H, m, n] by the scales of keys start .. stop - 1, in place."""
         for piece, first, last, place in _parts(self.scales or [], start, stop):
-            scores[..., place : place + last - first] *= piece[heads, None, first:last].to(scores) * self.unit_code
+            scores[..., place : place + last - first] *= piece[heads, None, first:last].to(scores)
 
 
 def _number(keys: Tensor) -> Tensor:
-    """Keys as something that torch converts fast: float8_e4m3fn as float16, in whose places its bits are 2^-8 of it."""
+    """Keys as something that torch converts fast: float8_e4m3fn as float16, in whose places its bits are 2^-8 of it.
+
+    All of a call's keys are of one type: to be smaller by the same factor changes no order.
+    """
     if keys.dtype != torch.float8_e4m3fn:
         return keys
     bits = keys.view(torch.int8).to(torch.int16)
@@ -180,10 +182,10 @@ def _scores(rows: Tensor, keys: _Keys, start: int, stop: int) -> Iterator[tuple[
     everything = slice(None)
     if keys.few:
         step = stop - start if keys.direct else _whole(max(1, _COPIED // (len(rows) * rows.shape[2])), keys.unit)
-        parts = [
-            (keys.read(everything, first, min(first + step, stop)) @ rows.mT).mT for first in range(start, stop, step)
-        ]
-        yield everything, everything, torch.cat(parts, -1)
+        cuts = [(first, min(first + step, stop)) for first in range(start, stop, step)]
+        parts = [keys.read(everything, first, last) @ rows.mT for first, last in cuts]
+        scores = (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).mT
+        yield everything, everything, scores if keys.scales is None else scores.contiguous()
         return
     tile = max(1, _SCORES // keys.chunk)
     for head in range(len(rows)):
@@ -208,16 +210,27 @@ def _best(scores: Tensor, k: int, unit: int, *, one_a_block: bool) -> tuple[Tens
     They are in the k units whose highest scores are the highest, the later of equal ones: any other key has k better
     ones. So only one pass looks at all scores, for the maxima.
     """
-    peaks = scores.unflatten(-1, (-1, unit)).amax(-1)
-    units = _keep(peaks, k)  # [..., k]
-    line = torch.arange(0, peaks.numel(), peaks.shape[-1], device=scores.device).view(*peaks.shape[:-1], 1)
-    inside = scores.view(-1, unit).index_select(0, (units + line).flatten()).view(*units.shape, unit)
+    units = _keep(_peaks(scores, unit), k)  # [..., k]
+    inside = scores.unflatten(-1, (-1, unit)).gather(-2, units[..., None].expand(*units.shape, unit))
     if one_a_block:
         found, behind = inside.flip(-1).max(-1)  # the first of equal ones
         return found, units * unit + (unit - 1 - behind)
     inside = inside.flatten(-2)
     kept = _keep(inside, k)
     return inside.gather(-1, kept), units.gather(-1, kept // unit) * unit + kept % unit
+
+
+def _peaks(scores: Tensor, unit: int) -> Tensor:
+    """The highest of each unit of scores [..., m, n], a power of two: [..., m, n / unit]."""
+    peaks: Tensor
+    if scores.stride(-1) == 1:
+        peaks = scores.unflatten(-1, (-1, unit)).amax(-1)
+        return peaks
+    # The keys come first: a unit's halves lie one behind the other, all rows side by side.
+    peaks = scores.mT.unflatten(-2, (-1, unit)).flatten(-2)
+    while (half := peaks.shape[-1] // 2) >= scores.shape[-2]:
+        peaks = torch.maximum(peaks[..., :half], peaks[..., half:])
+    return peaks.mT.contiguous()
 
 
 def _keep(scores: Tensor, k: int) -> Tensor:

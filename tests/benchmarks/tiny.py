@@ -24,6 +24,7 @@ TINY = {
         "head_dim": 16,
         "queries": (1, 5),
         "block": 32,
+        "page": 128,
         "far": 1 << 15,
         "fuzz": 4,
     },

@@ -238,13 +238,14 @@ def _best(
         k = tl.load(here + inside, mask=in_n[None, :] & in_d[:, None], other=0)
         if scales is not None:
             if FP8:
-                # Its bits in float16's places, but for the sign's copy: 2^-8 of it, as the bias is 7 and not 15.
+                # Its bits in float16's places, but for the sign's copy: 2^-8 of it, as the bias is 7 and not 15. All
+                # keys are smaller by that, which changes no order.
                 k = ((k.to(tl.int16) << 7) & -16385).to(tl.float16, bitcast=True)
             k = k.to(q.dtype)
         s = tl.dot(q, k, input_precision="tf32x3")
         if scales is not None:
             weight = tl.load(scales + start + n, mask=in_n, other=0.0)
-            s *= (weight * 256.0 if FP8 else weight)[None, :]
+            s *= weight[None, :]
         s = tl.where(in_n[None, :], s, float("-inf"))
         place = (start + n)[None, :]
         if BLOCK:
