@@ -42,7 +42,7 @@ def topk_indices(
 
     Keys in pieces give what they give side by side. Pieces on the host come to the query's GPU one after the other, at
     most two at a time and each whole, the next while one is searched if their memory is pinned; until all has come, the
-    host must not write to them.
+    host must not write to them. Beside them the device holds k int64 a row, piece and split of a piece.
 
     Args:
         query: [B, Hq, Sq, D], not rotated.

@@ -8,8 +8,8 @@ above the position, so that one maximum says "the higher score, then the later".
 writes indices, or counts votes with integer atomics.
 
 S follows from the multiprocessors: as many programs as run at once, two each, so that one's test hides behind the
-other's loads; one split where there are rows enough. Keys in pieces take a launch each, the last piece first, and each
-goes on from the best that the one before left. 8-bit codes become the query's type in registers, which has room for every one of them, and a key's scale
+other's loads; one split where there are rows enough. Keys in pieces take a launch each, and leave their splits beside
+each other. 8-bit codes become the query's type in registers, which has room for every one of them, and a key's scale
 meets its scores.
 """
 
@@ -82,18 +82,16 @@ def _run(
         block_n = min(block_n, block)
     units = lines * triton.cdiv(rows, block_m)
     most = _splits(units, 2 * multiprocessors(query.device))
-    tokens = [piece.shape[2] for piece in key]
-    splits = min(most, max(1, triton.cdiv(max(tokens), block or block_n)))
-    partial = torch.empty(lines * rows, splits * k, dtype=torch.int64, device=query.device)
+    splits = [min(most, max(1, triton.cdiv(piece.shape[2], block or block_n))) for piece in key]
+    parts = sum(splits) * k
+    partial = torch.empty(lines * rows, parts, dtype=torch.int64, device=query.device)
+    origin = column = 0
     pieces = [[piece] for piece in key] if scales is None else list(map(list, zip(key, scales, strict=True)))
-    origin = sum(tokens)
-    for piece, *weights in staged(pieces[::-1], query.device):
-        resume = origin < sum(tokens)
-        origin -= piece.shape[2]
+    for (piece, *weights), split in zip(staged(pieces, query.device), splits, strict=True):
         weight = weights[0] if weights else None
         launch(
             _best,
-            (units, splits),
+            (units, split),
             query,
             piece if weight is None else piece.view(torch.int8),
             weight,
@@ -104,6 +102,8 @@ def _run(
             kv_heads,
             piece.shape[2],
             origin,
+            column,
+            parts,
             *piece.stride()[:3],
             *((0, 0) if weight is None else weight.stride()[:2]),
             D=size,
@@ -111,14 +111,14 @@ def _run(
             K_PADDED=triton.next_power_of_2(k),
             BLOCK=block or 0,
             FP8=piece.dtype == torch.float8_e4m3fn,
-            RESUME=resume,
             BLOCK_M=block_m,
             BLOCK_N=block_n,
             BLOCK_D=triton.next_power_of_2(size),
             num_warps=8 if vector > 512 and weight is None else 4,
             num_stages=3,  # two programs a multiprocessor, each with 64 KiB on the way
         )
-    width = min(512, triton.next_power_of_2(splits * k))
+        origin, column = origin + piece.shape[2], column + split * k
+    width = min(512, triton.next_power_of_2(parts))
     block_r = min(512 // width, triton.next_power_of_2(lines * rows))
     launch(
         _merge,
@@ -127,9 +127,9 @@ def _run(
         indices,
         votes,
         lines * rows,
-        splits * k,
+        parts,
         kv_heads * rows,
-        sum(tokens),
+        origin,
         K=k,
         BLOCK_R=block_r,
         BLOCK_P=width,
@@ -167,18 +167,20 @@ def _take(best, least, score, position):
     return best, _score(tl.min(best, axis=1))
 
 
-@triton.jit(do_not_specialize=["origin"])
+@triton.jit(do_not_specialize=["origin", "column", "parts"])
 def _best(
     query,  # [lines, M, D]
     key,  # [B, Hkv, n, D], strided: a piece, or codes
     scales,  # [B, Hkv, n], strided, or None
     begin,  # [B] or None
     end,
-    partial,  # [lines, M, S, K] int64
+    partial,  # [lines, M, parts] int64, from column on [S, K]
     rows,
     kv_heads,
     tokens,  # n
     origin,  # the piece's first position
+    column,
+    parts,
     stride_b,
     stride_h,
     stride_n,
@@ -189,7 +191,6 @@ def _best(
     K_PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
     FP8: tl.constexpr,
-    RESUME: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -222,16 +223,11 @@ def _best(
     keys = key + b * stride_b + line % kv_heads * stride_h
     if scales is not None:
         scales += b * scale_b + line % kv_heads * scale_h
+    # Empty places hold -inf, each with a low half of its own, so that only one of them is taken at a time.
     slot = tl.arange(0, K_PADDED)
-    at = ((line * rows + m_row) * splits + split)[:, None] * K + slot[None, :]
-    if RESUME:
-        best = tl.load(partial + at, mask=in_m[:, None] & (slot < K)[None, :], other=_MOST)
-        least = _score(tl.min(best, axis=1))  # the worst of the best
-    else:
-        # Empty places hold -inf, each with a low half of its own, so that only one of them is taken at a time.
-        empty = _pack(tl.full([K_PADDED], float("-inf"), tl.float32), slot)
-        best = tl.broadcast_to(tl.where(slot < K, empty, _MOST)[None, :], [BLOCK_M, K_PADDED])
-        least = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    empty = _pack(tl.full([K_PADDED], float("-inf"), tl.float32), slot)
+    best = tl.broadcast_to(tl.where(slot < K, empty, _MOST)[None, :], [BLOCK_M, K_PADDED])
+    least = tl.full([BLOCK_M], float("-inf"), tl.float32)  # the worst of the best
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)  # of the block so far
     peak_at = tl.zeros([BLOCK_M], tl.int32)
     for t in range(high - low):
@@ -273,6 +269,7 @@ def _best(
                     best, least = _take(best, least, score, origin + position)
                     s = tl.where(place == position[:, None], float("-inf"), s)
                     gains = tl.max((s > least[:, None]).to(tl.int32), axis=None)
+    at = ((line * rows + m_row) * parts + column + split * K)[:, None] + slot[None, :]
     tl.store(partial + at, best, mask=in_m[:, None] & (slot < K)[None, :])
 
 
@@ -311,7 +308,7 @@ def _merge(
 
 
 def specimen(dtype: torch.dtype, size: int) -> None:
-    """Launch as `kernels.aot` compiles it: a decode step and a chunk of 64 queries, exact, by blocks, in pieces, codes."""
+    """Launch as `kernels.aot` compiles it: a decode step and a chunk of 64 queries, exact, by blocks and of codes."""
     key = torch.zeros(2, 8, 4096, size, dtype=dtype)
     codes = [key.to(code) for code in (torch.int8, torch.float8_e4m3fn)]
     scales = torch.zeros(2, 8, 4096)
@@ -320,6 +317,5 @@ def specimen(dtype: torch.dtype, size: int) -> None:
         query = torch.zeros(2, 32, steps, size, dtype=dtype)
         topk_votes(query, [key], None, 4, begin, begin + 4000, None)
         topk_indices(query, [key], None, 4, begin, begin + 4000, 128)
-        topk_votes(query, [key, key], None, 4, begin, begin + 4000, None)
         for code in codes:
-            topk_votes(query, [code, code], [scales, scales], 4, begin, begin + 4000, None)
+            topk_votes(query, [code], [scales], 4, begin, begin + 4000, None)
