@@ -116,7 +116,7 @@ def test_what_does_not_go_together(given: dict[str, Any], message: str) -> None:
 
 def test_the_pipelines_own_part_is_checked_too() -> None:
     with pytest.raises(ValidationError, match=r"long.policies.*\n.*expected NAME=NUMBER"):
-        PipelineParams.model_validate({"long": {"policies": ["streaming:sink=a"]}})
+        PipelineParams.model_validate({"long": {"policies": ["streaming:sink"]}})
     with pytest.raises(ValidationError, match=r"long.lengths"):
         PipelineParams.model_validate({"long": {"lengths": []}})
     assert PipelineParams.model_validate({"long": {"samples": 5}}).long.lengths == PipelineParams().long.lengths
