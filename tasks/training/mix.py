@@ -1,6 +1,6 @@
 """The pretraining mixture that gives a small model working induction heads.
 
-Six kinds of sequence, mixed by weights that change from phase to phase (tasks/training/recipe.py):
+Seven kinds of sequence, mixed by weights that change from phase to phase (tasks/training/recipe.py):
 
 - `walks`: in-context permutation walks. 4-24 random symbols in a random cyclic order; each is followed by its
   successor, or with probability 0.12 by a random one. Only looking up what followed the last symbol predicts the next.
@@ -10,17 +10,19 @@ Six kinds of sequence, mixed by weights that change from phase to phase (tasks/t
 - `lookups`: text or random tokens in a user's turn that ends with a few tokens of it, and an assistant who repeats them
   and goes on as the context does; several such turns about one context.
 - `facts`: text with a few facts strewn in as comments, then the beginnings of some of them again, to be completed.
+- `gathered`: the same in what an attention scope holds of a long context: spans from here and there, side by side.
 
 Batch `step` is a function of (seed, phase, step) alone, so that a resumed run continues identically.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from longloom.tasks.training.facts import Facts, Ids, Mask
 
 #: Labels of tokens that carry no loss.
 IGNORE = -100
@@ -29,12 +31,6 @@ SYMBOLS = (4, 24)
 PIECE = (6, 64)
 CUE = (2, 8)
 ANSWER = (2, 24)
-FACTS = (1, 8)
-#: Tokens at a sequence's end in which facts are completed.
-COMPLETED = (20, 160)
-
-Ids = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Phase:
         batch: sequences a step.
         learning_rate: at the start of the phase.
         final_learning_rate: at its end, reached linearly.
-        walks, copies, repeats, text, lookups, facts: the shares of the kinds.
+        walks, copies, repeats, text, lookups, facts, gathered: the shares of the kinds.
     """
 
     name: str
@@ -63,6 +59,7 @@ class Phase:
     text: float
     lookups: float
     facts: float = 0.0
+    gathered: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -149,48 +146,6 @@ def look_up(
     return np.array(ids[:length]), np.array(mask[:length])
 
 
-@dataclass(frozen=True)
-class Facts:
-    """Sentences of a name and a number that a sequence can hold.
-
-    Attributes:
-        encode: text to ids.
-        names: to draw from.
-        fact: the sentence, with {name} and {key}.
-    """
-
-    encode: Callable[[str], list[int]]
-    names: Sequence[str]
-    fact: str
-
-    def strewn(self, rng: np.random.Generator, text: Ids, length: int) -> tuple[Ids, Mask]:
-        """`text` with facts as comments between its tokens, then facts again, each after a blank line.
-
-        Returns:
-            ids [length]; mask [length], true on the text and on the numbers where a fact is told again.
-        """
-        count = int(rng.integers(FACTS[0], FACTS[1] + 1))
-        names = [self.names[place] for place in rng.choice(len(self.names), count, replace=False)]
-        facts = [(name, str(rng.integers(10_000, 100_000))) for name in names]
-        lines = [self.encode(f"\n# {self.fact.format(name=name, key=key)}\n") for name, key in facts]
-        room = length - int(rng.integers(COMPLETED[0], COMPLETED[1])) - sum(map(len, lines))
-        places = [0, *np.sort(rng.integers(0, max(0, room) + 1, count)).tolist()]
-        ids: list[int] = []
-        mask: list[bool] = []
-        for begin, end, line in zip(places, places[1:], lines, strict=False):
-            ids += [*text[begin:end].tolist(), *line]
-            mask += [True] * (end - begin) + [False] * len(line)
-        rest = text[places[-1] : max(0, room)].tolist()
-        ids, mask = ids + rest, mask + [True] * len(rest)
-        while len(ids) < length:
-            name, key = facts[int(rng.integers(count))]
-            asked = self.encode("\n\n" + self.fact.partition("{key}")[0].format(name=name).rstrip())
-            told = self.encode("\n\n" + self.fact.format(name=name, key=key))
-            ids += told
-            mask += [False] * len(asked) + [True] * (len(told) - len(asked))
-        return np.array(ids[:length]), np.array(mask[:length])
-
-
 def batch_of(
     phase: Phase,
     step: int,
@@ -218,7 +173,9 @@ def batch_of(
         input ids and labels, both [phase.batch, phase.length]; labels hold -100 where no loss is taken.
     """
     rng = np.random.default_rng([seed, step, *phase.name.encode()])
-    shares = np.array([phase.walks, phase.copies, phase.repeats, phase.text, phase.lookups, phase.facts])
+    shares = np.array(
+        [phase.walks, phase.copies, phase.repeats, phase.text, phase.lookups, phase.facts, phase.gathered]
+    )
     kinds = rng.choice(len(shares), size=phase.batch, p=shares / shares.sum())
     ids = np.empty((phase.batch, phase.length), np.int64)
     mask = np.zeros((phase.batch, phase.length), bool)
@@ -241,6 +198,8 @@ def batch_of(
             ids[row], mask[row] = look_up(rng, context, phase.length, turns, context_loss=not random)
         elif kinds[row] == 5:
             ids[row], mask[row] = facts.strewn(rng, text, phase.length)
+        elif kinds[row] == 6:
+            ids[row], mask[row] = facts.gathered(rng, corpus, phase.length)
         else:
             ids[row], mask[row, 1:] = text, True
     return ids, np.where(mask, ids, IGNORE)

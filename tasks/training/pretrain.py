@@ -28,8 +28,9 @@ from longloom.tasks.corpus.standard_library import wording
 from longloom.tasks.corpus.tokenizer import ASSISTANT, END, USER
 from longloom.tasks.ngrams.encode import TokenizerEncoder
 from longloom.tasks.progress import Progress, silent
+from longloom.tasks.training.facts import Facts
 from longloom.tasks.training.loop import CHECKPOINTS, Batch, linear, train, write_rows
-from longloom.tasks.training.mix import Facts, Phase, Turns, batch_of
+from longloom.tasks.training.mix import Phase, Turns, batch_of
 from longloom.tasks.training.recipe import RECIPES, SHAPES
 from longloom.tasks.training.seeding import seed_induction
 from longloom.tasks.training.tokens import write_tokens

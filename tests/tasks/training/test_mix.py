@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longloom.tasks.training.mix import (
-    FACTS as COUNTS,
-)
+from longloom.tasks.training.facts import Facts
 from longloom.tasks.training.mix import (
     IGNORE,
     PIECE,
     SYMBOLS,
-    Facts,
     Phase,
     Turns,
     batch_of,
@@ -129,24 +125,6 @@ def test_labels_past_the_context_repeat_a_pair(kind: str, phase: Phase) -> None:
             within_text = kind == "repeats" and row[t] == row[0] + t
             assert marks[t] == IGNORE or within_text or (row[t - 1], row[t]) in pairs
             pairs.add((row[t - 1], row[t]))
-
-
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), length=st.integers(260, 600))
-def test_facts_are_strewn_into_text_and_told_again(seed: int, length: int) -> None:
-    text = np.arange(1000, 1000 + length)  # no character among them
-    ids, mask = FACTS.strewn(np.random.default_rng(seed), text, length)
-    assert len(ids) == len(mask) == length
-    written = "".join(chr(token) if token < 1000 else "~" for token in ids)
-    assert ids[ids >= 1000].tolist() == text[: (ids >= 1000).sum()].tolist()  # in order, nothing left out
-    assert mask[ids >= 1000].all()
-    facts = dict(re.findall(r"\n# (n\d+) has (\d{5})\.\n", written))
-    assert COUNTS[0] <= len(facts) <= COUNTS[1]
-    told = list(re.finditer(r"\n\n(n\d+) has (\d{5})\.", written))
-    assert told
-    for again in told:
-        assert facts[again[1]] == again[2]
-        assert mask[again.start() : again.end()].tolist() == [False] * (again.start(2) - 1 - again.start()) + [True] * 7
 
 
 def test_a_kind_more_changed_no_other_batch() -> None:
