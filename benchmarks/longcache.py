@@ -1,7 +1,7 @@
 """LongCache's claims in miniature: models of a window of 512, asked at 2 to 256 times of it.
 
     python benchmarks/longcache.py          # three trainings of 5 minutes, then about an hour on two cores
-    python benchmarks/longcache.py --seeds 0 --samples 1 --most 8192 --json /tmp/some.json
+    python benchmarks/longcache.py --seeds 0 --most 8192 --json /tmp/some.json --picture /tmp/some.png
 
 For each seed a small Llama is trained from random weights on the standard library in a window of 512 (`longloom
 pretrain --model.size short`), and never sees a longer sequence. Then, with held-out modules as text:
@@ -17,6 +17,7 @@ What was asked is kept, so that a run that was stopped goes on. Nothing here is 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import random
@@ -32,31 +33,33 @@ from machine import machine
 from longloom.flows.runtime import prepare, quiet, start_server
 
 WINDOW = 512
-#: Tokens of prompt and answer. The first is within the window.
-LENGTHS = [480, 1024, 2048, 8192, 32_768, 131_072]
+#: Tokens of prompt and answer -> haystacks at each depth. The first is within the window; the longest is dear.
+HAYSTACKS = {480: 8, 1024: 4, 2048: 4, 8192: 4, 32_768: 2, 131_072: 1}
 DEPTHS = [10, 30, 50, 70, 90]
-#: Haystacks of each length, in multiples of `--samples`: the long ones are dear.
-SAMPLES = {480: 6, 1024: 2, 2048: 2, 8192: 2, 32_768: 1, 131_072: 1}
 QUESTION = "The pass key for {key} is"
 STREAMING = "streaming:sink=32,window=480"
 LONGCACHE = "longcache"
 #: Policy -> the longest prompts that it is asked about; all of them have scopes of the window's size.
-POLICIES = {
-    "full": 8192,
-    STREAMING: 32_768,
-    LONGCACHE: 131_072,
-    "infllm": 8192,
-    "longcache:block=128": 8192,
-    "longcache:scoring=int8": 8192,
-    "longcache:scoring=fp8": 8192,
-    "longcache:summary=32": 8192,
-    "longcache:spans=6,reuse=8": 8192,
-    "longcache:span=8": 8192,
-}
+POLICIES = {"full": 8192, STREAMING: 32_768, LONGCACHE: 131_072}
+#: What options, the baseline and half the memory cost: asked at this length, once a depth.
+OPTIONS_AT = 8192
+OPTIONS = [
+    "longcache:scoring=int8",
+    "longcache:scoring=fp8",
+    "longcache:span=8",
+    "longcache:block=128",
+    "longcache:summary=32",
+    "longcache:spans=6,reuse=8",
+    "infllm",
+]
+#: Of the records in LongBench's and L-Eval's formats.
+RECORDS_AT = 4096
+RULER_AT = [480, 2048]
 RULER = ["full", STREAMING, LONGCACHE, "longcache:k=16", "longcache:span=8", "longcache:local=128"]
-#: Predicted tokens at a place, and places of each length, one behind the other.
+#: Predicted tokens at a place, places of each length, one behind the other, and texts.
 PREDICTED = 256
 PLACES = 8
+TEXTS = {1024: 8, 2048: 8, 8192: 4, 32_768: 2, 131_072: 1}
 
 
 def asked(
@@ -96,39 +99,24 @@ def asked(
     return rows
 
 
-def needles(model: Path, corpus: Path, root: Path, seed: int, samples: int, most: int) -> dict[str, Any]:
-    """Policy -> length -> depth -> how many of how many were found."""
-    grid: dict[str, Any] = {}
-    for length in (each for each in LENGTHS if each <= most):
-        for policy in (each for each, longest in POLICIES.items() if length <= longest):
-            # Options' costs are measured where LongCache matters, on as many haystacks.
-            rows = asked(
-                model,
-                corpus,
-                root / "needle" / f"{policy}-{length}",
-                policy,
-                suite="needle",
-                tasks=["single"],
-                options={
-                    "lengths": [length],
-                    "depths": DEPTHS,
-                    "samples": samples * SAMPLES[length],
-                    "style": "code",
-                    "question": QUESTION,
-                },
-                seed=seed,
-            )
-            cells: dict[str, list[float]] = {}
-            for row in rows:
-                cells.setdefault(f"{row['depth']:g}", []).append(row["score"])
-            grid.setdefault(policy, {})[str(length)] = {
-                depth: [sum(found), len(found)] for depth, found in cells.items()
-            }
-    return grid
+def needles(model: Path, corpus: Path, root: Path, seed: int, length: int) -> dict[str, Any]:
+    """Policy -> depth -> how many of how many were found."""
+    policies = dict.fromkeys((each for each, longest in POLICIES.items() if length <= longest), HAYSTACKS[length])
+    if length == OPTIONS_AT:
+        policies |= dict.fromkeys(OPTIONS, 1)
+    found: dict[str, Any] = {}
+    for policy, haystacks in policies.items():
+        options = {"lengths": [length], "depths": DEPTHS, "samples": haystacks, "style": "code", "question": QUESTION}
+        out = root / "needle" / f"{policy}-{length}-{haystacks}"
+        for row in asked(model, corpus, out, policy, suite="needle", tasks=["single"], options=options, seed=seed):
+            cell = found.setdefault(policy, {}).setdefault(f"{row['depth']:g}", [0.0, 0])
+            cell[0] += row["score"]
+            cell[1] += 1
+    return found
 
 
-def perplexities(model_folder: Path, corpus: Path, seed: int, samples: int, most: int) -> dict[str, Any]:
-    """Length -> perplexity of the same tokens: behind what the window holds, and behind the whole under each policy."""
+def perplexities(model_folder: Path, corpus: Path, seed: int, length: int) -> dict[str, Any]:
+    """Perplexity of the same tokens: behind what the window holds, and behind `length` tokens under each policy."""
     from longloom.evals.needle.haystack import documents
     from longloom.kernels.huggingface.load import load_model
     from longloom.kernels.kvcache.registry import get_policy
@@ -140,27 +128,24 @@ def perplexities(model_folder: Path, corpus: Path, seed: int, samples: int, most
         stream += [*tokenizer(text, add_special_tokens=False, verbose=False).input_ids, tokenizer.eos_token_id]
     full = get_policy("full")
     ways = {
-        "full": (full, 8192),
-        STREAMING: (get_policy("streaming", sink=32, window=480), 32_768),
-        LONGCACHE: (get_policy("longcache"), 131_072),
+        "full": full,
+        STREAMING: get_policy("streaming", sink=32, window=480),
+        LONGCACHE: get_policy("longcache"),
     }
-    chance = random.Random(seed)
-    found: dict[str, Any] = {}
-    for length in (each for each in LENGTHS if WINDOW < each <= most):
-        ends = [length + place * PREDICTED for place in range(PLACES)]
-        texts = []
-        for _ in range(samples if length > 8192 else 2 * samples):
-            begin = chance.randrange(len(stream) - ends[-1])
-            texts.append(stream[begin : begin + ends[-1]])
-        within = [
-            perplexity_at(model, [text[end - WINDOW : end] for text in texts], [WINDOW], tokens=PREDICTED, policy=full)
-            for end in ends
-        ]
-        rows = {"in the window": _mean(found[0] for found in within)}
-        for name, (policy, longest) in ways.items():
-            if length <= longest:
-                rows[name] = _mean(perplexity_at(model, texts, ends, tokens=PREDICTED, policy=policy))
-        found[str(length)] = {"tokens": len(texts) * PLACES * PREDICTED, **rows}
+    chance = random.Random(1000 * seed + length)
+    ends = [length + place * PREDICTED for place in range(PLACES)]
+    texts = []
+    for _ in range(TEXTS[length]):
+        begin = chance.randrange(len(stream) - ends[-1])
+        texts.append(stream[begin : begin + ends[-1]])
+    within = [
+        perplexity_at(model, [text[end - WINDOW : end] for text in texts], [WINDOW], tokens=PREDICTED, policy=full)
+        for end in ends
+    ]
+    found = {"tokens": len(texts) * PLACES * PREDICTED, "in the window": _mean(each[0] for each in within)}
+    for name, policy in ways.items():
+        if length <= POLICIES[name]:
+            found[name] = _mean(perplexity_at(model, texts, ends, tokens=PREDICTED, policy=policy))
     return found
 
 
@@ -169,15 +154,15 @@ def _mean(perplexities: Any) -> float:
     return math.exp(statistics.mean(math.log(each) for each in perplexities))
 
 
-def records(model: Path, corpus: Path, root: Path, seed: int, samples: int) -> dict[str, Any]:
-    """Format -> way -> score of pass keys in 8,192 tokens of text."""
+def records(model: Path, corpus: Path, root: Path, seed: int) -> dict[str, Any]:
+    """Format -> way -> score of pass keys in text of 8 times the window."""
     from transformers import AutoTokenizer
 
     from longloom.evals.needle.suite import Needle
     from longloom.evals.suite import Source
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    options = {"lengths": [8192], "depths": DEPTHS, "samples": samples, "style": "code", "question": QUESTION}
+    options = {"lengths": [RECORDS_AT], "depths": DEPTHS, "samples": 2, "style": "code", "question": QUESTION}
     made = Needle(Source(data=corpus, tokenizer=tokenizer, seed=100 + seed, options=options)).records("single")
     longbench, leval = root / "longbench", root / "leval"
     for folder in (longbench / "config", leval):
@@ -203,7 +188,7 @@ def records(model: Path, corpus: Path, root: Path, seed: int, samples: int) -> d
 
     found: dict[str, Any] = {}
     for suite, task, data in (("records", "passkey", longbench), ("leval", "natural_question", leval)):
-        for policy, max_length in (("full", None), ("full", 9000), (STREAMING, 9000), (LONGCACHE, 9000)):
+        for policy, max_length in (("full", None), *((policy, 2 * RECORDS_AT) for policy in POLICIES)):
             way = "full, cut in the middle" if max_length is None else policy
             out = root / "records" / f"{suite}-{way}"
             rows = asked(
@@ -221,10 +206,10 @@ def records(model: Path, corpus: Path, root: Path, seed: int, samples: int) -> d
     return found
 
 
-def ruler(model: Path, root: Path, seed: int, samples: int) -> dict[str, Any]:
+def ruler(model: Path, root: Path, seed: int) -> dict[str, Any]:
     """Setting -> length -> score of niah_multikey_3."""
     found: dict[str, Any] = {}
-    for length in (1024, 8192):
+    for length in RULER_AT:
         for policy in RULER:
             rows = asked(
                 model,
@@ -233,7 +218,7 @@ def ruler(model: Path, root: Path, seed: int, samples: int) -> dict[str, Any]:
                 policy,
                 suite="ruler",
                 tasks=["niah_multikey_3"],
-                options={"lengths": [length], "samples": 5 * samples},
+                options={"lengths": [length], "samples": 10},
                 seed=seed,
             )
             score = 100 * statistics.mean(row["score"] for row in rows)
@@ -241,7 +226,7 @@ def ruler(model: Path, root: Path, seed: int, samples: int) -> dict[str, Any]:
     return found
 
 
-def one_seed(root: str, seed: int, samples: int, most: int) -> dict[str, Any]:
+def one_seed(root: str, seed: int, most: int) -> dict[str, Any]:
     """Everything of one training."""
     from longloom.flows.model import pretrain
     from longloom.flows.params import STANDARD_LIBRARY, CorpusParams, IndexParams, PretrainParams
@@ -255,14 +240,18 @@ def one_seed(root: str, seed: int, samples: int, most: int) -> dict[str, Any]:
     model = store.open(trained)
     corpus = store.open(read_corpus(store, sources=[STANDARD_LIBRARY], held_out=True))
     place = Path(root) / "longcache" / trained.digest[:12]
-    return {
-        "seed": seed,
-        "model": trained.digest,
-        "needles": needles(model, corpus, place, seed, samples, most),
-        "perplexity": kept(place / f"perplexity-{most}.json", lambda: perplexities(model, corpus, seed, samples, most)),
-        "records": records(model, corpus, place, seed, samples),
-        "ruler": ruler(model, place, seed, samples),
-    }
+    result: dict[str, Any] = {"seed": seed, "model": trained.digest}
+    result["records"] = records(model, corpus, place, seed)
+    result["ruler"] = ruler(model, place, seed)
+    grid: dict[str, Any] = {}
+    text: dict[str, Any] = {}
+    for length in (each for each in HAYSTACKS if each <= most):
+        for policy, depths in needles(model, corpus, place, seed, length).items():
+            grid.setdefault(policy, {})[str(length)] = depths
+        if length > WINDOW:
+            make = functools.partial(perplexities, model, corpus, seed, length)
+            text[str(length)] = kept(place / f"perplexity-{length}.json", make)
+    return result | {"needles": grid, "perplexity": text}
 
 
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -327,7 +316,7 @@ def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
 def claims(table: dict[str, Any]) -> list[dict[str, Any]]:
     """What was asked, the figure found (a mean over the seeds), and whether it holds."""
     found = table["needles"]
-    within = found["full"][str(LENGTHS[0])]["mean"]
+    within = found["full"][str(min(HAYSTACKS))]["mean"]
     asked = []
     for length, row in found[LONGCACHE].items():
         if int(length) >= 16 * WINDOW:
@@ -361,7 +350,7 @@ def draw(seeds: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     shown = ["full", STREAMING, LONGCACHE]
-    lengths = [str(length) for length in LENGTHS if str(length) in seeds[0]["needles"][LONGCACHE]]
+    lengths = [str(length) for length in HAYSTACKS if str(length) in seeds[0]["needles"][LONGCACHE]]
     figure, axes = plt.subplots(1, len(shown), figsize=(11, 3.2), layout="constrained", sharey=True)
     for axis, policy in zip(axes, shown, strict=True):
         cells = np.full((len(DEPTHS), len(lengths)), np.nan)
@@ -397,15 +386,14 @@ def main() -> None:
     here = Path(__file__).resolve().parent
     parser.add_argument("--store", default=".longloom/longcache", help="where what is made is kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--samples", type=int, default=2, help="scales the haystacks of each length")
-    parser.add_argument("--most", type=int, default=LENGTHS[-1], help="the longest prompts, in tokens")
+    parser.add_argument("--most", type=int, default=max(HAYSTACKS), help="the longest prompts, in tokens")
     parser.add_argument("--json", type=Path, default=here / "results" / "longcache.json")
     parser.add_argument("--picture", type=Path, default=here.parent / "docs" / "images" / "longcache.png")
     options = parser.parse_args()
     prepare(options.store)
     quiet()
     start_server()
-    seeds = [one_seed(options.store, seed, options.samples, options.most) for seed in options.seeds]
+    seeds = [one_seed(options.store, seed, options.most) for seed in options.seeds]
     table = summary(seeds)
     result = {"machine": machine(), "claims": claims(table), "summary": table, "seeds": seeds}
     options.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from longloom.kernels.attention.prefill import prefill
 from longloom.kernels.kvcache.base import KVPolicy, LayerState, Rope, positions_of, reserve
 from longloom.kernels.kvcache.full import FullPolicy, FullState
-from longloom.kernels.kvcache.heads import HeadProfile, given
+from longloom.kernels.kvcache.heads import HeadProfile, check_share, given
 
 
 @dataclass(eq=False)
@@ -60,9 +60,7 @@ class DuoPolicy(KVPolicy[DuoState]):
     recent: int = 256
 
     def __post_init__(self) -> None:
-        share = self.retrieval
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise ValueError(f"KV policy 'duo': retrieval must be a share from 0 to 1, found {share!r}")
+        check_share("duo", "retrieval", self.retrieval)
         for option, least in (("sink", 0), ("recent", 1)):
             value = getattr(self, option)
             if type(value) is not int or value < least:

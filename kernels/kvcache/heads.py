@@ -158,6 +158,12 @@ def given(policy: str, heads: HeadProfile | None) -> HeadProfile:
     return heads
 
 
+def check_share(policy: str, option: str, share: Any) -> None:
+    """A share of a model's KV heads is a number from 0 to 1 (ValueError: anything else)."""
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise ValueError(f"KV policy {policy!r}: {option} must be a share from 0 to 1, found {share!r}")
+
+
 def _shape(scores: Scores) -> tuple[int, int]:
     return len(scores), len(scores[0]) if scores else 0
 

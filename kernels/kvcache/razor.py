@@ -16,7 +16,7 @@ from longloom.kernels.attention.compress import compress
 from longloom.kernels.attention.pages import UNLIMITED, RaggedKV
 from longloom.kernels.kvcache.base import Rope
 from longloom.kernels.kvcache.compressed import CompressedPolicy, tokens_of
-from longloom.kernels.kvcache.heads import HeadProfile, given
+from longloom.kernels.kvcache.heads import HeadProfile, check_share, given
 from longloom.kernels.kvcache.prompt import PromptState
 
 
@@ -49,9 +49,7 @@ class RazorPolicy(CompressedPolicy):
 
     def __post_init__(self) -> None:
         for option in ("induction", "echo"):
-            share = getattr(self, option)
-            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-                raise ValueError(f"KV policy 'razor': {option} must be a share from 0 to 1, found {share!r}")
+            check_share("razor", option, getattr(self, option))
         for option, least in (("window", 1), ("sink", 0)):
             value = getattr(self, option)
             if type(value) is not int or value < least:

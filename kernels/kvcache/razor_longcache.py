@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from longloom.kernels.kvcache.base import LayerState, Rope
-from longloom.kernels.kvcache.heads import HeadProfile, given
+from longloom.kernels.kvcache.heads import HeadProfile, check_share, given
 from longloom.kernels.kvcache.longcache import LongCachePolicy
 from longloom.kernels.kvcache.scoped import ScopedState
 from longloom.kernels.kvcache.streaming import StreamingPolicy, StreamingState
@@ -65,9 +65,7 @@ class RazorLongCachePolicy(LongCachePolicy):
     def __post_init__(self) -> None:
         super().__post_init__()
         for option in ("induction", "echo"):
-            share = getattr(self, option)
-            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-                raise ValueError(f"KV policy {self.name!r}: {option} must be a share from 0 to 1, found {share!r}")
+            check_share(self.name, option, getattr(self, option))
 
     def attend(  # type: ignore[override]
         self,
