@@ -34,6 +34,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/prefill.py --json benchmarks/results/prefill.json
 	$(BIN)/python benchmarks/scoring.py --json benchmarks/results/scoring.json
 	$(BIN)/python benchmarks/razorattention.py --json benchmarks/results/razorattention.json
+	$(BIN)/python benchmarks/longcache_speed.py --json benchmarks/results/longcache_speed.json
+	$(BIN)/python benchmarks/longcache.py --json benchmarks/results/longcache.json
 
 # On a machine with a GPU. Needs no setup: any interpreter with torch, triton and pytest will do (transformers for the
 # part razor), .venv's where it sees the GPU or PYTHON has no torch, else PYTHON. ARGS="--part decode --out FOLDER"

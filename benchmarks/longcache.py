@@ -34,8 +34,12 @@ from longloom.flows.runtime import prepare, quiet, start_server
 
 WINDOW = 512
 #: Tokens of prompt and answer -> haystacks at each depth. The first is within the window; the longest is dear.
-HAYSTACKS = {480: 8, 1024: 4, 2048: 4, 8192: 4, 32_768: 2, 131_072: 1}
+HAYSTACKS = {480: 8, 1024: 4, 2048: 4, 8192: 4, 32_768: 1, 131_072: 1}
 DEPTHS = [10, 30, 50, 70, 90]
+#: From here on one depth is asked a seed: reading a prompt takes many minutes on a core.
+DEAR = 131_072
+#: Prompts read together. Those of a length differ by a few tokens, and all are cut into chunks where the longest is.
+BATCH = 5
 QUESTION = "The pass key for {key} is"
 STREAMING = "streaming:sink=32,window=480"
 LONGCACHE = "longcache"
@@ -59,7 +63,7 @@ RULER = ["full", STREAMING, LONGCACHE, "longcache:k=16", "longcache:span=8", "lo
 #: Predicted tokens at a place, places of each length, one behind the other, and texts.
 PREDICTED = 256
 PLACES = 8
-TEXTS = {1024: 8, 2048: 8, 8192: 4, 32_768: 2, 131_072: 1}
+TEXTS = {1024: 8, 2048: 8, 8192: 4, 32_768: 1}
 
 
 def asked(
@@ -75,7 +79,7 @@ def asked(
     max_length: int | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """The samples of an evaluation, one prompt at a time: a batch is read in the chunks of its longest."""
+    """The samples of an evaluation."""
     from longloom.flows.params import parse_policy
     from longloom.tasks.longcontext.backends import PolicyBackend
     from longloom.tasks.longcontext.evaluate import build
@@ -92,7 +96,7 @@ def asked(
             suite_options=options,
             limit=limit,
             max_length=max_length,
-            batch_size=1,
+            batch_size=BATCH,
             seed=seed,
         )
     rows: list[dict[str, Any]] = pq.read_table(out / "samples.parquet").to_pylist()
@@ -105,8 +109,9 @@ def needles(model: Path, corpus: Path, root: Path, seed: int, length: int) -> di
     if length == OPTIONS_AT:
         policies |= dict.fromkeys(OPTIONS, 1)
     found: dict[str, Any] = {}
+    depths = DEPTHS if length < DEAR else [DEPTHS[::2][seed % 3]]
     for policy, haystacks in policies.items():
-        options = {"lengths": [length], "depths": DEPTHS, "samples": haystacks, "style": "code", "question": QUESTION}
+        options = {"lengths": [length], "depths": depths, "samples": haystacks, "style": "code", "question": QUESTION}
         out = root / "needle" / f"{policy}-{length}-{haystacks}"
         for row in asked(model, corpus, out, policy, suite="needle", tasks=["single"], options=options, seed=seed):
             cell = found.setdefault(policy, {}).setdefault(f"{row['depth']:g}", [0.0, 0])
@@ -248,7 +253,7 @@ def one_seed(root: str, seed: int, most: int) -> dict[str, Any]:
     for length in (each for each in HAYSTACKS if each <= most):
         for policy, depths in needles(model, corpus, place, seed, length).items():
             grid.setdefault(policy, {})[str(length)] = depths
-        if length > WINDOW:
+        if length in TEXTS:
             make = functools.partial(perplexities, model, corpus, seed, length)
             text[str(length)] = kept(place / f"perplexity-{length}.json", make)
     return result | {"needles": grid, "perplexity": text}
@@ -357,8 +362,8 @@ def draw(seeds: list[dict[str, Any]], path: Path) -> None:
         for column, length in enumerate(lengths):
             for row, depth in enumerate(DEPTHS):
                 pairs = [seed["needles"][policy].get(length, {}).get(f"{depth:g}") for seed in seeds]
-                if None not in pairs:
-                    cells[row, column] = 100 * sum(hits for hits, _ in pairs) / sum(asked for _, asked in pairs)
+                if found := [pair for pair in pairs if pair]:
+                    cells[row, column] = 100 * sum(hits for hits, _ in found) / sum(asked for _, asked in found)
         image = axis.imshow(cells, vmin=0, vmax=100, cmap="viridis", aspect="auto")
         for (row, column), value in np.ndenumerate(cells):
             text = "not run" if np.isnan(value) else f"{value:.0f}"
