@@ -50,6 +50,29 @@ def publish_heads(store: Store, ref: ArtifactRef, *, key: str) -> None:
     create_table_artifact(table=rows, key=_key(f"heads-{key}"), description=description)
 
 
+def publish_trace(store: Store, ref: ArtifactRef, *, key: str) -> None:
+    """Memorization by set, task, n and model as a table artifact; its description says where tables and figures lie."""
+    if FlowRunContext.get() is None:
+        return
+    folder = store.open(ref)
+    rows: Any = store.verify(folder).values["memorization"]
+    description = f"{key}, artifact {ref.short()}, its tables and figures: {folder}"
+    create_table_artifact(table=rows, key=_key(f"trace-{key}"), description=description)
+
+
+def publish_contamination(store: Store, ref: ArtifactRef, *, key: str) -> None:
+    """Flagged records, a row a task, as a table artifact; its description says where every record's row lies."""
+    if FlowRunContext.get() is None:
+        return
+    folder = store.open(ref)
+    manifest = store.verify(folder)
+    tasks: Any = manifest.values["tasks"]
+    rows = [{"task": task, "contaminated": flagged} for task, flagged in tasks.items()]
+    rows.append({"task": f"all {manifest.counts['records']} records", "contaminated": manifest.counts["contaminated"]})
+    description = f"{key}, artifact {ref.short()}, its records: {folder / 'contamination.parquet'}"
+    create_table_artifact(table=rows, key=_key(f"contamination-{key}"), description=description)
+
+
 def publish_report(store: Store, ref: ArtifactRef, *, key: str) -> None:
     """The report as a Markdown artifact; its description says where the page lies (the UI strips links to files)."""
     if FlowRunContext.get() is None:

@@ -7,6 +7,7 @@ from typing import Any
 from prefect import flow
 
 from longloom.flows.artifacts import publish_heads, publish_scores
+from longloom.flows.contamination import check_records, contamination_of
 from longloom.flows.model import label_of, model_of
 from longloom.flows.params import DEFAULT_STORE, EvaluateParams, ModelParams, parse_policy
 from longloom.flows.sources import RUN_PREFIX, of_run
@@ -29,6 +30,8 @@ from longloom.tasks.longcontext.task import heads as heads_task
 def check_evaluation(params: EvaluateParams) -> None:
     """Finds unknown names and what does not go together before the first stage runs (ValueError)."""
     check_names(params.suite, params.tasks)
+    if params.exclude_contaminated is not None:
+        check_records(params.suite)
     policies = _policies(params)
     if params.heads is not None and not any(policy.profiled for policy in policies):
         raise ValueError(
@@ -94,6 +97,19 @@ def evaluations_of(
     """
     # Lengths that somebody named are meant, whatever the model's window is.
     named = max(params.lengths, default=None) if makes_prompts(suite) and params.endpoint.url is None else None
+    contamination = None
+    if params.exclude_contaminated is not None and not makes_prompts(suite):  # no corpus holds prompts made just now
+        contamination = contamination_of(
+            store,
+            log,
+            params.exclude_contaminated,
+            suite=suite,
+            data=data,
+            tasks=tasks,
+            suite_options=options_of(suite, params.suite_options(suite)),
+            limit=params.limit,
+            seed=params.seed,
+        )
     common: dict[str, Any] = {
         "suite": suite,
         "tasks": tasks,
@@ -102,6 +118,7 @@ def evaluations_of(
         "max_length": named if params.max_length is None else params.max_length,
         "seed": params.seed,
         "passages": passages,
+        "contamination": contamination,
     }
     limited = "" if params.max_length is None else f"@{params.max_length}"
     behind = "" if passages is None else f"/{passages.label}"

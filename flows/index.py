@@ -35,6 +35,5 @@ def build_index(
         tokenizer = tokenizer_of(place, documents, index)
         if tokenizer is not None:
             log.add("tokenizer", tokenizer)
-        return log.add(
-            "index", index_task(place, documents, tokenizer, threads=index.threads, memory_gib=index.memory_gib)
-        )
+        how = index.model_dump(include={"threads", "memory_gib", "shard_tokens", "dask"})
+        return log.add("index", index_task(place, documents, tokenizer, **how))

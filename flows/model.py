@@ -20,29 +20,32 @@ from longloom.tasks.training.task import pretrain as pretrain_task
 def model_of(
     store: Store, params: ModelParams, corpus: ArtifactRef | None, tokenizer: ArtifactRef | None
 ) -> ArtifactRef:
-    """The model that `params` names: trained from scratch, trained further from the base, or imported.
+    """The model that `params` names: trained from scratch, trained further, or imported.
 
     Args:
         store: where it goes.
         params: what to start from.
-        corpus: needed for `base` and `scratch`; `base` without a corpus is the checkpoint as it stands.
+        corpus: needed for `scratch`. `base`, and any model that is to be trained, is trained further on it; without one
+            it is taken as it stands.
         tokenizer: needed for `scratch`.
 
     Raises:
         ValueError: `scratch` without a corpus and a tokenizer; no such run, or none of its models has that label.
     """
-    if params.source.startswith(RUN_PREFIX):
-        return of_run(store, params.source, "model")
     if params.source == "scratch":
         if corpus is None or tokenizer is None:
             raise ValueError(
                 "model scratch: needs a corpus and a tokenizer to train with; give a model folder or `base` here"
             )
         return _pretrain(store, corpus, tokenizer, "scratch", params)
-    start = import_model(store, params.source)
-    if params.source == "base" and corpus is not None:
+    start = _named(store, params.source)
+    if corpus is not None and (params.source == "base" or isinstance(params, PretrainParams)):
         return _pretrain(store, corpus, start, "continue", params)
     return start
+
+
+def _named(store: Store, source: str) -> ArtifactRef:
+    return of_run(store, source, "model") if source.startswith(RUN_PREFIX) else import_model(store, source)
 
 
 def label_of(model: ModelParams) -> str:
@@ -61,7 +64,7 @@ def pretrain(
     model: PretrainParams = PretrainParams(),  # noqa: B008
     store: str = DEFAULT_STORE,
 ) -> ArtifactRef:
-    """Trains a small model on a corpus, from random weights or from the repository's checkpoint."""
+    """Trains a small model on a corpus: from random weights, or one that is there further."""
     place = Store(store)
     given = {"corpus": corpus.model_dump(), "index": index.model_dump(), "model": model.model_dump()}
     with RunLog(place, "pretrain", given) as log:

@@ -58,8 +58,19 @@ class IndexParams(Params):
         description="train (on the corpus), bytes, base (the repository's), a tokenizer folder or a hub name",
     )
     vocab_size: int = Field(default=1024, ge=260, le=1_000_000, description="tokens of a tokenizer that is trained")
-    threads: int = Field(default=2, ge=1, description="threads of the index builder")
-    memory_gib: float = Field(default=2.0, gt=0, description="memory that the builder may use")
+    threads: int = Field(default=2, ge=1, description="threads and processes of the index builder")
+    memory_gib: float = Field(
+        default=2.0, gt=0, description="memory that the builder may use; what does not fit is cut into shards"
+    )
+    shard_tokens: int | None = Field(
+        default=None, ge=1, description="tokens of a shard at most; as many as the memory allows by default"
+    )
+    dask: str | None = Field(
+        default=None,
+        min_length=1,
+        description="address of a Dask scheduler whose workers see the store and sort the shards; processes of this"
+        " host by default",
+    )
 
 
 class ModelParams(Params):
@@ -72,7 +83,7 @@ class ModelParams(Params):
         " (trained on the corpus from random weights), a model folder, a hub name, or run:ID:LABEL, a model of an"
         " earlier run, such as run:latest:finetune/tagcos",
     )
-    size: str = Field(default="1m", description="shape of a model trained from scratch")
+    size: str = Field(default="1m", description="shape of a model that is trained: 1m, or short, with a window of 512")
     tokens: int | None = Field(
         default=None, ge=10_000, description="tokens to train on; the recipe's own number by default"
     )
@@ -82,8 +93,11 @@ class ModelParams(Params):
 class PretrainParams(ModelParams):
     """Which model to train."""
 
-    source: Literal["scratch", "base"] = Field(  # type: ignore[assignment]  # narrower
-        default="scratch", description="from random weights, or the repository's checkpoint trained further"
+    source: str = Field(
+        default="scratch",
+        min_length=1,
+        description="scratch (from random weights), or what to train further: base (the repository's checkpoint),"
+        " run:ID:LABEL or a model folder",
     )
 
 
@@ -272,6 +286,12 @@ class EvaluateParams(Params):
     needles: int = Field(default=3, ge=2, description="needle: of the task multi")
     lie: bool = Field(
         default=True, description="leval: tell the model the answer's length, as officially (open-ended tasks)"
+    )
+    exclude_contaminated: str | None = Field(
+        default=None,
+        min_length=1,
+        description="leave out the records that stand in a corpus: run:ID:LABEL or folder of what `longloom"
+        " contamination` wrote, or of an n-gram index to look in",
     )
     endpoint: EndpointParams = Field(
         default=EndpointParams(), description="evaluate a model behind a server, in place of one of your own"

@@ -75,7 +75,8 @@ def _run(params: PipelineParams, stages: _Range, log: RunLog) -> None:
     if tokenizer is not None:
         log.add("tokenizer", tokenizer)
     options = params.index
-    log.add("index", build_index(place, corpus, tokenizer, threads=options.threads, memory_gib=options.memory_gib))
+    how = options.model_dump(include={"threads", "memory_gib", "shard_tokens", "dask"})
+    log.add("index", build_index(place, corpus, tokenizer, **how))
     if not stages.has("model"):
         return
 

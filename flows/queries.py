@@ -1,22 +1,23 @@
-"""Questions that need no flow run: counts in an index."""
+"""Questions that need no flow run: counts, matches and co-occurrence in an index."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from longloom.flows.sources import index_of
 from longloom.storage.store import Store
 
+if TYPE_CHECKING:
+    from longloom.tasks.ngrams.query import Index
 
-def newest_index(store: Store) -> Path:
-    """The folder of the index that was built last.
 
-    Raises:
-        ValueError: there is none.
-    """
-    found = [manifest for manifest in store.manifests() if manifest.kind == "index"]
-    if not found:
-        raise ValueError(f"store {store.root}: holds no index; build one with `longloom index SOURCE`")
-    return store.open(found[-1].ref())
+def _open(index: str | None, store: str) -> Index:
+    from longloom.tasks.ngrams.query import open_index
+
+    place = Store(store)
+    found = index_of(place, index)
+    return open_index(Path(found) if isinstance(found, str) else place.open(found))
 
 
 def count_texts(texts: list[str], index: str | None, store: str) -> dict[str, int]:
@@ -24,13 +25,80 @@ def count_texts(texts: list[str], index: str | None, store: str) -> dict[str, in
 
     Args:
         texts: each one is encoded by the index's tokenizer.
-        index: folder of an index artifact; the newest one of the store by default.
+        index: `run:ID:LABEL` or the folder of an index; the newest one of the store by default.
         store: the store's folder.
 
     Raises:
         ValueError: no index, a damaged one, an empty text.
     """
-    from longloom.tasks.ngrams.query import open_index
+    opened = _open(index, store)
+    return {text: opened.count(text) for text in texts}
 
-    engine = open_index(Path(index) if index else newest_index(Store(store)))
-    return {text: engine.count(text) for text in texts}
+
+def search_text(text: str, index: str | None, store: str, *, limit: int) -> dict[str, Any]:
+    """The documents that hold a text, with the match in context (tasks/ngrams/matches.py).
+
+    Args:
+        text: as for `count_texts`.
+        index: as for `count_texts`.
+        store: the store's folder.
+        limit: documents to show.
+
+    Raises:
+        ValueError: as `count_texts`; a limit below 1.
+    """
+    from longloom.tasks.ngrams.matches import search
+
+    return search(_open(index, store), text, limit=limit)
+
+
+def cooccur(
+    pairs: str,
+    index: str | None,
+    store: str,
+    *,
+    within: int | None,
+    sample: int | None,
+    seed: int,
+    memory_gib: float,
+    out: str | None,
+    limit: int | None,
+) -> dict[str, Any]:
+    """In how many documents of an indexed corpus both texts of each pair stand (tasks/ngrams/pairs.py).
+
+    Args:
+        pairs: file of the pairs.
+        index: as for `count_texts`.
+        store: the store's folder.
+        within: at most so many tokens between the two; None: anywhere in the document.
+        sample: estimate from so many documents; None: exact.
+        seed: of the sample.
+        memory_gib: memory that occurrences may take.
+        out: also write the table to this Parquet file.
+        limit: rows to return; None: all.
+
+    Returns:
+        Rows of the table, how many pairs there are and how many never stand together (as far as was looked), and what
+        was asked.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: as `count_texts`; a file that holds something else; a bad bound.
+    """
+    from longloom.tasks.ngrams import pairs as module
+
+    read = module.read_pairs(Path(pairs))
+    table = module.cooccurrence_table(
+        _open(index, store), read, within=within, sample=sample, seed=seed, memory_gib=memory_gib
+    )
+    if out:
+        module.write_table(table, Path(out))
+    together = table.column("both" if sample is None else "both_estimate").to_numpy()
+    return {
+        "pairs": table.num_rows,
+        "never": int((together == 0).sum()),
+        "within": within,
+        "sample": sample,
+        "out": out,
+        "rows": table.slice(0, limit).to_pylist(),
+    }

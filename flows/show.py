@@ -88,6 +88,7 @@ def lines_table(rows: list[dict[str, Any]], head: str) -> Table:
 def _score(row: dict[str, Any]) -> str:
     digits = 4 if row["full_score"] == 1 else 2
     failed = f" ({row['failed']} failed)" if row["failed"] else ""
+    failed += f" ({row['contaminated']} left out)" if row.get("contaminated") else ""
     fixed = "" if row["fixed"] is None else f"{row['fixed']:.{digits}f}"
     official = f"{row['score']:.{digits}f}"
     return f"{official}{failed}" + (f"\nfixed {fixed}" if fixed not in ("", official) else "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import get_run, list_runs
 from longloom.storage.store import Store
@@ -36,3 +38,23 @@ def of_run(store: Store, source: str, kind: str) -> ArtifactRef:
     raise ValueError(
         f"{kind} {source!r}: no such {kind}, expected {RUN_PREFIX}{name}:LABEL; the labels there: {labels}"
     )
+
+
+def index_of(store: Store, given: str | None) -> ArtifactRef | str:
+    """The n-gram index that is asked for: `run:ID:LABEL`, a folder, or None for the newest of the store.
+
+    Returns:
+        The artifact; a folder that is none of this store's as it was given.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if given is not None and given.startswith(RUN_PREFIX):
+        return of_run(store, given, "index")
+    found = [manifest.ref() for manifest in store.manifests() if manifest.kind == "index"]
+    if given is None:
+        if not found:
+            raise ValueError(f"store {store.root}: holds no index; build one with `longloom index SOURCE`")
+        return found[-1]
+    place = Path(given).resolve()
+    return next((ref for ref in found if (store.root / ref.uri).resolve() == place), given)

@@ -8,8 +8,8 @@ from typing import Any
 from longloom.storage.duck import connect
 from longloom.storage.store import Store
 
-#: Columns of scores.parquet that artifacts of earlier versions lack.
-_LATER = ("fixed", "full_score", "retrieval", "beyond", "window")
+#: Columns of scores.parquet that artifacts of earlier versions lack, or those that left out no records.
+_LATER = ("fixed", "full_score", "retrieval", "beyond", "window", "contaminated")
 
 
 class Catalog:

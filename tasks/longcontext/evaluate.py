@@ -24,6 +24,7 @@ from longloom.evals.suite import Source, Suite
 from longloom.evals.suite_lm import Outcome, SuiteLM
 from longloom.storage.stats import Stats
 from longloom.tasks.longcontext.backends import LEDGER, Backend
+from longloom.tasks.longcontext.excluded import clean_samples
 from longloom.tasks.longcontext.retrieved import Retrieval, RetrievedSuite
 from longloom.tasks.longcontext.tables import Row, write
 from longloom.tasks.progress import Progress, silent
@@ -50,6 +51,7 @@ def build(
     batch_size: int,
     seed: int,
     retrieval: Retrieval | None = None,
+    contamination: Path | None = None,
     progress: Progress = silent,
 ) -> Stats:
     """Evaluates and writes `samples.parquet`, `scores.parquet` and `cost.parquet`.
@@ -67,11 +69,12 @@ def build(
         batch_size: prompts a batch.
         seed: of what a suite draws at random.
         retrieval: passages that stand in for the contexts; None: the model gets the whole context.
+        contamination: folder of the contamination stage; its flagged records are left out. None: all are asked.
         progress: called with requests done and in all.
 
     Returns:
-        Counts of tasks, samples, failed and truncated ones; the scores and the libraries' versions; cost.parquet is
-        volatile.
+        Counts of tasks, samples, failed and truncated ones, and with `contamination` of those left out; the scores and
+        the libraries' versions; cost.parquet is volatile.
 
     Raises:
         ValueError: an unknown suite, task, policy or option, a bad record, a prompt that cannot be made to fit, or
@@ -81,15 +84,23 @@ def build(
         raise ValueError(f"limit is {limit}, expected at least 1 sample a task")
     opened = backend.open()
     source = Source(data=data, tokenizer=opened.tokenizer, seed=seed, options=suite_options)
-    asked = open_suite(suite, source)
+    asked = whole = open_suite(suite, source)
     if retrieval is not None:
         asked = RetrievedSuite(asked, retrieval, opened.tokenizer)
     own = None if opened.tokenizer is None else asked.max_length  # without one nothing can be measured
     lm = opened.lm(out, batch_size=batch_size, max_length=max_length, suite_length=own, progress=progress)
     names = list(dict.fromkeys(tasks or asked.tasks()))
+    clean = None if contamination is None else clean_samples(contamination, whole, names, limit)
+    kept = None if clean is None else {harness_name(suite, name): numbers for name, (numbers, _) in clean.items()}
     with quiet_harness():
         harness_tasks = {harness_name(suite, name): task_of(asked, name) for name in names}
-        results = evaluator.evaluate(lm, {"tasks": harness_tasks, "groups": {}}, limit=limit, bootstrap_iters=0)
+        results = evaluator.evaluate(
+            lm,
+            {"tasks": harness_tasks, "groups": {}},
+            limit=limit if kept is None else None,  # of the two it takes one
+            samples=kept,
+            bootstrap_iters=0,
+        )
     assert results is not None  # None comes back on other ranks of a distributed run alone
 
     samples: list[Row] = []
@@ -98,6 +109,8 @@ def build(
     for name in names:
         label = harness_name(suite, name)
         outcomes = outcomes_of(lm, label)
+        if kept is not None:  # the harness counts what it asks
+            outcomes = {kept[label][place]: took for place, took in outcomes.items()}
         head = {
             "suite": suite,
             "task": name,
@@ -114,9 +127,8 @@ def build(
         mended = [parts for _, parts in rated if parts is not None]
         fixed = asked.score(name, mended) if mended else None
         score = results["results"][label]["score,none"]
-        scores.append(
-            {**head, "score": score, "fixed": fixed, "full_score": asked.full_score, **counts(rows, lm.window)}
-        )
+        row = {**head, "score": score, "fixed": fixed, "full_score": asked.full_score, **counts(rows, lm.window)}
+        scores.append(row if clean is None else {**row, "contaminated": clean[name][1]})
         costs.append({**head, **cost(outcomes.values())})
     failed = sum(row["failed"] for row in samples)
     if failed == len(samples):
@@ -129,6 +141,7 @@ def build(
             "samples": len(samples),
             "failed": failed,
             "truncated": sum(row["truncated"] for row in samples),
+            **({} if clean is None else {"contaminated": sum(flagged for _, flagged in clean.values())}),
         },
         values={
             "scores": {row["task"]: row["score"] for row in scores},

@@ -170,6 +170,7 @@ def _build(
     suite: str,
     suite_options: Mapping[str, Any],
     retrieval: dict[str, Any] | None,
+    contamination: str | None = None,
     **options: Any,
 ) -> Stats:
     """What both have in common: the records' place, the harness's tasks or a suite of ours, the passages."""
@@ -192,6 +193,7 @@ def _build(
         suite=suite,
         suite_options=suite_options,
         retrieval=None if retrieval is None else Retrieval(work.inputs["passages"], **retrieval),
+        contamination=work.inputs.get("contamination") or (Path(contamination) if contamination else None),
         progress=work.progress,
         **options,
     )
@@ -295,6 +297,7 @@ def evaluate(
     suite: str,
     label: str,
     passages: Passages | None,
+    contamination: ArtifactRef | str | None = None,
     **options: Any,
 ) -> ArtifactRef:
     """Scores of a model on a suite under one KV policy.
@@ -310,6 +313,7 @@ def evaluate(
         suite: its name.
         label: for the run's name.
         passages: what stands in for the contexts (RAG); None: nothing does.
+        contamination: an artifact or its folder, whose flagged records are left out; None: all are asked.
         options: of the stage.
     """
     options |= {
@@ -320,11 +324,20 @@ def evaluate(
     }
     # A digest of its own in place of an input: the others of the run need the profile too, and not in their keys.
     identity = {"heads": _profile_digest(store, heads)} if policy.profiled else {}
-    return _with_data(_evaluate, store, {"model": model}, data, suite, label, passages, options, identity)
+    return _with_data(
+        _evaluate, store, {"model": model}, data, suite, label, passages, contamination, options, identity
+    )
 
 
 def ask(
-    store: Store, data: ArtifactRef | str | None, *, suite: str, label: str, passages: Passages | None, **options: Any
+    store: Store,
+    data: ArtifactRef | str | None,
+    *,
+    suite: str,
+    label: str,
+    passages: Passages | None,
+    contamination: ArtifactRef | str | None = None,
+    **options: Any,
 ) -> ArtifactRef:
     """Scores of a model behind an OpenAI-compatible endpoint; arguments as of `evaluate`, options of its stage."""
     identity = {}
@@ -334,7 +347,7 @@ def ask(
 
         place = Path(tokenizer)
         identity["tokenizer"] = fingerprint_folder(store, place) if place.exists() else revision(tokenizer)
-    return _with_data(_ask, store, {}, data, suite, label, passages, options, identity)
+    return _with_data(_ask, store, {}, data, suite, label, passages, contamination, options, identity)
 
 
 def judge(
@@ -414,11 +427,18 @@ def _with_data(
     suite: str,
     label: str,
     passages: Passages | None,
+    contamination: ArtifactRef | str | None,
     options: Mapping[str, Any],
     identity: Mapping[str, str],
 ) -> ArtifactRef:
     source = suite_data(store, suite, data)
     inputs |= source.inputs
+    # Given only where there is some, so that the keys of other evaluations stay what they were.
+    if isinstance(contamination, ArtifactRef):
+        inputs["contamination"] = contamination
+    elif contamination is not None:
+        identity = {**identity, "contamination": fingerprint_folder(store, Path(contamination))}
+        options = {**options, "contamination": contamination}
     retrieval = None
     if passages is not None:
         inputs["passages"] = passages.ref

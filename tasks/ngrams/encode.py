@@ -6,6 +6,7 @@ Text is text: characters that spell a special token (`<|end|>`) are encoded as c
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +34,12 @@ class Encoder(Protocol):
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """The tokens of each text, as arrays of the token type; no special tokens are added."""
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens; bytes that are a part of a character become U+FFFD."""
+
+    def locate(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The tokens of one text, and for each its first and past its last character; all bytes of one share it."""
+
 
 class ByteEncoder:
     """Raw bytes: a token is a byte of UTF-8, so that counts are those of substrings."""
@@ -44,6 +51,15 @@ class ByteEncoder:
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """See `Encoder`."""
         return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8) for text in texts]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """See `Encoder`."""
+        return bytes(tokens).decode("utf-8", errors="replace")
+
+    def locate(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """See `Encoder`."""
+        widths = ((place, character.encode("utf-8")) for place, character in enumerate(text))
+        return list(text.encode("utf-8")), [(place, place + 1) for place, bytes_ in widths for _ in bytes_]
 
 
 class TokenizerEncoder:
@@ -84,6 +100,16 @@ class TokenizerEncoder:
         dtype = TOKEN_TYPES[self.token_dtype]
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=dtype) for encoding in encodings]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """See `Encoder`."""
+        text: str = self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False)
+        return text
+
+    def locate(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """See `Encoder`."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return list(encoding.ids), list(encoding.offsets)
 
 
 def encoder(folder: Path | None) -> Encoder:

@@ -1,6 +1,6 @@
 """infini-gram's files on disk, and the check that they belong together before its engine opens them.
 
-One shard s of an index is (as written by infini_gram's indexing.py):
+Shard s of an index, s = 0 .. shards - 1, is (as written by infini_gram's indexing.py):
 
     tokenized.s   little-endian tokens; before each document one separator, a token whose bits are all ones
     offset.s      u64 a document: the byte offset of its separator
@@ -8,6 +8,10 @@ One shard s of an index is (as written by infini_gram's indexing.py):
                   as few bytes as the size of tokenized.s needs
     metadata.s    a line of JSON a document: {"id": ..., "source": ...}
     metaoff.s     u64 a document: the byte offset of its line
+
+Beside the shards lie index.json (`Layout`), the tokenizer's folder where there is one, and deleted.npy (`read_deleted`)
+where documents were deleted. A document's ordinal is its place in the corpus: the documents of earlier shards, and its
+place in its own.
 
 The engine trusts its files: a truncated file or one of another width gives wrong counts or ends the process.
 """
@@ -25,13 +29,27 @@ from typing import Any
 
 import numpy as np
 
+from longloom.storage.atomic import write_atomic
+
 INDEX_FILE = "index.json"
+DELETED_FILE = "deleted.npy"
 TOKENIZER_FOLDER = "tokenizer"
-TOKENS, OFFSETS, TABLE, METADATA, METADATA_OFFSETS = FILES = (
-    *("tokenized.0", "offset.0", "table.0", "metadata.0", "metaoff.0"),
-)
+TOKENS, OFFSETS, TABLE, METADATA, METADATA_OFFSETS = PARTS = ("tokenized", "offset", "table", "metadata", "metaoff")
 
 TOKEN_TYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype("u1"), "u16": np.dtype("<u2"), "u32": np.dtype("<u4")}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Sizes of one shard.
+
+    Attributes:
+        documents: number of documents, at least one.
+        tokens: tokens of its documents, without the separators; the suffix array has `tokens + documents` entries.
+    """
+
+    documents: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -41,23 +59,43 @@ class Layout:
     Attributes:
         token_dtype: u8, u16 or u32.
         vocab_size: tokens are below it; 256 for raw bytes (of which UTF-8 never uses the separator, 255).
-        documents: number of documents.
-        tokens: tokens of all documents, without the separators; the suffix array has `tokens + documents` entries.
+        shards: the corpus in its order, cut between documents.
     """
 
     token_dtype: str
     vocab_size: int
-    documents: int
-    tokens: int
+    shards: tuple[Shard, ...]
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The tokens' type on disk."""
         return TOKEN_TYPES[self.token_dtype]
 
+    @property
+    def documents(self) -> int:
+        """Documents of all shards."""
+        return sum(shard.documents for shard in self.shards)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all documents, without the separators."""
+        return sum(shard.tokens for shard in self.shards)
+
     def write(self, folder: Path) -> None:
         """Writes index.json."""
-        (folder / INDEX_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        fields = {
+            "token_dtype": self.token_dtype,
+            "vocab_size": self.vocab_size,
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "shards": [asdict(shard) for shard in self.shards],
+        }
+        write_atomic(folder / INDEX_FILE, json.dumps(fields, indent=1) + "\n")
+
+
+def shard_file(folder: Path, part: str, shard: int) -> Path:
+    """The file of a part (one of PARTS) of a shard."""
+    return folder / f"{part}.{shard}"
 
 
 def separator(token_dtype: str) -> int:
@@ -90,49 +128,94 @@ def read_layout(folder: Path) -> Layout:
         raise FileNotFoundError(f"{folder}: is no n-gram index, {INDEX_FILE} is missing")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        layout = Layout(**{name: fields[name] for name in Layout.__dataclass_fields__})
+        totals = (fields["documents"], fields["tokens"])
+        # Indexes of before there were shards have one.
+        shards = fields.get("shards", [{"documents": totals[0], "tokens": totals[1]}])
+        layout = Layout(
+            fields["token_dtype"],
+            fields["vocab_size"],
+            tuple(Shard(documents=shard["documents"], tokens=shard["tokens"]) for shard in shards),
+        )
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
     if layout.token_dtype not in TOKEN_TYPES:
         raise ValueError(f"{path}: token_dtype is {layout.token_dtype!r}, expected one of {', '.join(TOKEN_TYPES)}")
-    counts = (layout.vocab_size, layout.documents, layout.tokens)
-    if not all(type(count) is int for count in counts) or min(counts) < 0 or layout.documents < 1:
+    counts = (layout.vocab_size, *totals)
+    if not all(type(count) is int for count in counts) or min(counts) < 0 or totals[0] < 1:
         raise ValueError(f"{path}: found {counts} as vocab_size, documents and tokens, expected counts above zero")
-    entries = layout.tokens + layout.documents
-    size = entries * layout.dtype.itemsize
-    expected = {
-        TOKENS: size,
-        OFFSETS: layout.documents * 8,
-        TABLE: entries * pointer_width(size),
-        METADATA_OFFSETS: layout.documents * 8,
-    }
-    for name in FILES:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name}: is missing")
-    for name, wanted in expected.items():
-        found = (folder / name).stat().st_size
-        if found != wanted:
-            raise ValueError(
-                f"{folder / name}: has {found} bytes, expected {wanted} for {layout.tokens} tokens "
-                f"({layout.token_dtype}) in {layout.documents} documents"
-            )
-    _check_ends(folder, layout)
+    for number, shard in enumerate(layout.shards):
+        sizes = (shard.documents, shard.tokens)
+        if not all(type(size) is int for size in sizes) or shard.documents < 1 or shard.tokens < 0:
+            raise ValueError(f"{path}: found {sizes} as documents and tokens of shard {number}, expected counts")
+    if totals != (layout.documents, layout.tokens):
+        raise ValueError(
+            f"{path}: found {totals} as documents and tokens, expected the sums {layout.documents, layout.tokens} "
+            f"of the {len(layout.shards)} shards"
+        )
+    for number, shard in enumerate(layout.shards):
+        _check_sizes(folder, layout, number, shard)
+        _check_ends(folder, layout, number)
     return layout
 
 
-def _check_ends(folder: Path, layout: Layout) -> None:
+def _check_sizes(folder: Path, layout: Layout, number: int, shard: Shard) -> None:
+    entries = shard.tokens + shard.documents
+    size = entries * layout.dtype.itemsize
+    expected = {
+        TOKENS: size,
+        OFFSETS: shard.documents * 8,
+        TABLE: entries * pointer_width(size),
+        METADATA_OFFSETS: shard.documents * 8,
+    }
+    for part in PARTS:
+        if not shard_file(folder, part, number).is_file():
+            raise FileNotFoundError(f"{shard_file(folder, part, number)}: is missing")
+    for part, wanted in expected.items():
+        found = shard_file(folder, part, number).stat().st_size
+        if found != wanted:
+            raise ValueError(
+                f"{shard_file(folder, part, number)}: has {found} bytes, expected {wanted} for {shard.tokens} tokens "
+                f"({layout.token_dtype}) in {shard.documents} documents"
+            )
+
+
+def _check_ends(folder: Path, layout: Layout, number: int) -> None:
     """The first and the last document begin with a separator, the last line of metadata lies in its file."""
-    tokens = np.memmap(folder / TOKENS, dtype=layout.dtype, mode="r")
-    offsets = np.memmap(folder / OFFSETS, dtype="<u8", mode="r")
-    lines = np.memmap(folder / METADATA_OFFSETS, dtype="<u8", mode="r")
+    paths = {part: shard_file(folder, part, number) for part in PARTS}
+    tokens = np.memmap(paths[TOKENS], dtype=layout.dtype, mode="r")
+    offsets = np.memmap(paths[OFFSETS], dtype="<u8", mode="r")
+    lines = np.memmap(paths[METADATA_OFFSETS], dtype="<u8", mode="r")
     for offset in (int(offsets[0]), int(offsets[-1])):
         inside = offset % layout.dtype.itemsize == 0 and offset < tokens.nbytes
         if not inside or tokens[offset // layout.dtype.itemsize] != separator(layout.token_dtype):
-            raise ValueError(f"{folder / OFFSETS}: no document begins at byte {offset} of {TOKENS}")
+            raise ValueError(f"{paths[OFFSETS]}: no document begins at byte {offset} of {paths[TOKENS].name}")
     if int(offsets[0]):
-        raise ValueError(f"{folder / OFFSETS}: the first document begins at byte {offsets[0]}, expected 0")
-    if int(lines[0]) or int(lines[-1]) >= (folder / METADATA).stat().st_size:
-        raise ValueError(f"{folder / METADATA_OFFSETS}: does not belong to {METADATA}")
+        raise ValueError(f"{paths[OFFSETS]}: the first document begins at byte {offsets[0]}, expected 0")
+    if int(lines[0]) or int(lines[-1]) >= paths[METADATA].stat().st_size:
+        raise ValueError(f"{paths[METADATA_OFFSETS]}: does not belong to {paths[METADATA].name}")
+
+
+def read_deleted(folder: Path, layout: Layout) -> np.ndarray:
+    """The ordinals of the documents that no query may count.
+
+    Returns:
+        int64 [deleted], sorted; of all shards. Empty where the index has no `deleted.npy`.
+
+    Raises:
+        ValueError: a file of another kind, ordinals out of order or beyond the documents.
+    """
+    path = folder / DELETED_FILE
+    if not path.is_file():
+        return np.zeros(0, dtype=np.int64)
+    try:
+        deleted: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    if deleted.dtype != np.int64 or deleted.ndim != 1:
+        raise ValueError(f"{path}: holds {deleted.dtype} of shape {deleted.shape}, expected a list of int64")
+    if (np.diff(deleted) <= 0).any() or (len(deleted) and not 0 <= deleted[0] <= deleted[-1] < layout.documents):
+        raise ValueError(f"{path}: expected document ordinals in order, each once, below {layout.documents}")
+    return deleted
 
 
 @contextlib.contextmanager

@@ -1,183 +1,75 @@
-"""The suffix array of a token file: `tokenized.0` -> `table.0`.
+"""The suffix array of a shard: sorted by libdivsufsort as bytes, or by token_sort.py as tokens; and its file.
 
-A suffix array is unique, so every builder gives the same bytes. infini-gram's own builder sorts what it can; a plain
-sort in NumPy does the rest:
-
-- Small files. The package splits a file into one part a job, with an overlap of 100,000 bytes; where parts are
-  shorter than that it crashes or, worse, writes a table of the wrong size without an error (99,000 bytes, two jobs).
-- u32 tokens. The package's `make-part` allocates 32 GiB at once for them, whatever the file's size.
-
-With several parts, suffixes that agree for more than 100,000 bytes (a long document twice in the corpus) come out in
-an order that depends on the number of parts. So the package's table is checked, and built again in one part if wrong.
+A suffix array is unique, so every right builder gives the same bytes. infini-gram's own compares about 100,000 bytes of
+two suffixes, so that its order is another where passages longer than that are repeated; this one compares all.
 """
 
 from __future__ import annotations
 
-import resource
-import shutil
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import numpy as np
+from pydivsufsort import divsufsort
 
-from longloom.tasks.ngrams.layout import OFFSETS, TABLE, TOKEN_TYPES, TOKENS, plain_path, pointer_width
+from longloom.tasks.ngrams.layout import TOKEN_TYPES, pointer_width
+from longloom.tasks.ngrams.token_sort import sort_tokens
 
-#: Below this many bytes the package is not trusted; no part of it is made smaller either.
-SMALL = 2**20
+#: Peak memory of the sort in bytes a token, the tokens included. Measured above the bare interpreter's, so with some MB
+#: of libraries: 6.5 for 12 million u8, 23 to 26 for 6 million u16, 25 to 31 for u32. What is constant is in PROCESS.
+SORT_BYTES = {"u8": 6, "u16": 26, "u32": 32}
 
-#: The plain sort's peak memory, in bytes a token (measured: 42).
-SORT_BYTES = 48
-
-#: The package's sort needs this many bytes a byte of tokens (its own formula, indexing.py).
-PACKAGE_BYTES = {"u8": 12, "u16": 8}
-
+#: Entries that are written or filtered at once.
 CHUNK = 2**20
-SCRATCH = "build"
 
 
-def build_table(folder: Path, *, token_dtype: str, threads: int, memory_gib: float) -> None:
-    """Writes `table.0` beside `tokenized.0`.
-
-    Args:
-        folder: holds `tokenized.0`; its sub-folder `build` is used meanwhile.
-        token_dtype: u8, u16 or u32.
-        threads: jobs of the package's builder.
-        memory_gib: memory that sorting may take.
-
-    Raises:
-        ValueError: the memory is not enough.
-        RuntimeError: the package's builder failed.
-    """
-    tokens = np.memmap(folder / TOKENS, dtype=TOKEN_TYPES[token_dtype], mode="r")
-    if tokens.nbytes < SMALL or token_dtype == "u32":
-        _require(len(tokens) * SORT_BYTES, memory_gib, f"{len(tokens)} tokens")
-        write_table(suffix_array(tokens), tokens, folder / TABLE)
-        return
-    scratch = folder / SCRATCH
-    scratch.mkdir()
-    jobs = max(1, min(threads, tokens.nbytes // SMALL))
-    run_package(folder, token_dtype=token_dtype, jobs=jobs, memory_gib=max(1, int(memory_gib)))
-    if not is_suffix_array(tokens, folder / TABLE, scratch):
-        (folder / TABLE).unlink()
-        need = tokens.nbytes * PACKAGE_BYTES[token_dtype]
-        _require(need, memory_gib, f"{len(tokens)} tokens in one part: a passage of over 100,000 bytes is repeated")
-        run_package(folder, token_dtype=token_dtype, jobs=1, memory_gib=need // 2**30 + 1)
-        if not is_suffix_array(tokens, folder / TABLE, scratch):
-            raise RuntimeError(f"infini_gram.indexing wrote a table for {len(tokens)} tokens that is not in order")
-    shutil.rmtree(scratch)
+def sort_memory(entries: int, token_dtype: str) -> int:
+    """Bytes of memory that sorting so many tokens takes; above 2 GiB of them the places have eight bytes, not four."""
+    wide = entries * TOKEN_TYPES[token_dtype].itemsize >= 2**31
+    return entries * SORT_BYTES[token_dtype] * (2 if wide else 1)
 
 
-def _require(need: int, memory_gib: float, what: str) -> None:
-    if need > memory_gib * 2**30:
-        raise ValueError(f"memory_gib is {memory_gib}, expected at least {need / 2**30:.2f} to sort {what}")
-
-
-def suffix_array(tokens: np.ndarray) -> np.ndarray:
+def suffix_array(tokens: np.ndarray, *, threads: int = 1) -> np.ndarray:
     """Sorts the suffixes of a sequence by their bytes on disk, a shorter one before those that it begins.
-
-    Prefix doubling (Manber and Myers 1993): ranks by the first k tokens give those by the first 2k.
 
     Args:
         tokens: [n], little-endian unsigned integers.
+        threads: threads to sort with, where the tokens have more than one byte.
 
     Returns:
-        int64 [n]: where the suffixes start, in tokens.
+        int32 or int64 [n]: where the suffixes start, in tokens.
     """
-    length = len(tokens)
-    # Little-endian bytes compare like the integers with their bytes reversed.
-    rank = np.unique(tokens.byteswap(), return_inverse=True)[1].astype(np.int64)
-    width = 1
-    while True:
-        key = (rank + 1) * (length + 1)  # [n]; the rank of the next k tokens goes below, 0 where there are none
-        if width < length:
-            key[: length - width] += rank[width:] + 1
-        order = np.argsort(key)
-        key = key[order]
-        rank[order] = np.concatenate(([0], np.cumsum(key[1:] != key[:-1])))
-        if rank[order[-1]] == length - 1:
-            return order
-        width *= 2
+    if not len(tokens):
+        return np.zeros(0, dtype=np.int32)
+    order = None if tokens.itemsize == 1 else sort_tokens(tokens, threads=threads)
+    return _sort_bytes(tokens) if order is None else order
+
+
+def _sort_bytes(tokens: np.ndarray) -> np.ndarray:
+    """By libdivsufsort, whose time does not depend on how long repeats are."""
+    places: np.ndarray = divsufsort(np.ascontiguousarray(tokens).view(np.uint8))
+    if tokens.itemsize == 1:
+        return places
+    order, filled = np.empty(len(tokens), dtype=places.dtype), 0
+    for start in range(0, len(places), CHUNK):
+        part = places[start : start + CHUNK]
+        part = part[part % tokens.itemsize == 0] // tokens.itemsize
+        order[filled : filled + len(part)] = part
+        filled += len(part)
+    return order
 
 
 def write_table(order: np.ndarray, tokens: np.ndarray, path: Path) -> None:
-    """Writes a suffix array (in tokens) as byte offsets of the documented width."""
+    """Writes a suffix array (in tokens) as byte offsets of the documented width; the file appears when it is whole."""
     width = pointer_width(tokens.nbytes)
-    with path.open("wb") as file:
-        for start in range(0, len(order), CHUNK):
-            pointers = (order[start : start + CHUNK] * tokens.itemsize).astype("<u8")
-            file.write(pointers.view(np.uint8).reshape(-1, 8)[:, :width].tobytes())
-
-
-def read_pointers(table: np.ndarray, width: int, start: int, stop: int) -> np.ndarray:
-    """Entries of a table as byte offsets.
-
-    Args:
-        table: the file, uint8 [n * width].
-        width: bytes of a pointer.
-        start: the first entry.
-        stop: behind the last one.
-
-    Returns:
-        int64 [stop - start].
-    """
-    padded = np.zeros((stop - start, 8), dtype=np.uint8)
-    padded[:, :width] = table[start * width : stop * width].reshape(-1, width)
-    return padded.view("<i8").reshape(-1)
-
-
-def is_suffix_array(tokens: np.ndarray, path: Path, scratch: Path) -> bool:
-    """Whether a table is the suffix array of the tokens. O(n), in bounded memory beside mapped files.
-
-    It is when it is a permutation and neighbours are in order: first by their first token, then by the ranks of what
-    follows it (Burkhardt and Karkkainen 2003, section 6).
-
-    Args:
-        tokens: [n], as on disk.
-        path: the table.
-        scratch: a folder for the ranks, 8 bytes a token.
-    """
-    length, width = len(tokens), pointer_width(tokens.nbytes)
-    if path.stat().st_size != length * width:
-        return False
-    table = np.memmap(path, dtype=np.uint8, mode="r")
-    rank = np.memmap(scratch / "ranks", dtype="<i8", mode="w+", shape=(length + 1,))  # of the suffix at each token
-    rank[:] = -1  # the empty suffix, at the end, is before all others
-    starts = range(0, length, CHUNK)
-    for start in starts:
-        pointers = read_pointers(table, width, start, min(start + CHUNK, length))
-        if (pointers % tokens.itemsize).any() or pointers.max() >= tokens.nbytes:
-            return False
-        rank[pointers // tokens.itemsize] = np.arange(start, start + len(pointers))
-    if (rank[:length] < 0).any():
-        return False
-    for start in starts:
-        position = read_pointers(table, width, start, min(start + CHUNK + 1, length)) // tokens.itemsize
-        first, rest = tokens[position].byteswap(), rank[position + 1]
-        ordered = (first[:-1] < first[1:]) | ((first[:-1] == first[1:]) & (rest[:-1] < rest[1:]))
-        if not ordered.all():
-            return False
-    return True
-
-
-def run_package(folder: Path, *, token_dtype: str, jobs: int, memory_gib: int) -> None:
-    """Lets infini-gram's builder write `table.0` beside `tokenized.0`, with its parts in the sub-folder `build`.
-
-    It leaves `tokenized.0` alone only where `offset.0` lies beside it.
-
-    Raises:
-        RuntimeError: it failed.
-    """
-    assert (folder / OFFSETS).is_file(), folder
-    files = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])  # its own default is above most systems' limit
-    with plain_path(folder) as link:
-        command = [sys.executable, "-m", "infini_gram.indexing", "--token_dtype", token_dtype]
-        command += ["--data_dir", f"{link / SCRATCH}", "--temp_dir", f"{link / SCRATCH}", "--save_dir", f"{link}"]
-        command += ["--cpus", str(jobs), "--mem", str(memory_gib), "--ulimit", str(files)]
-        result = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", cwd=folder / SCRATCH, check=False
-        )
-    if result.returncode or not (folder / TABLE).is_file():
-        said = [line.strip() for line in result.stderr.splitlines() if line.strip() and "it/s]" not in line]
-        reason = next((line for line in said if not line.startswith("note:")), "no message")
-        raise RuntimeError(f"infini_gram.indexing failed (exit status {result.returncode}): {reason}")
+    hidden = path.with_name(f".{path.name}")
+    try:
+        with hidden.open("wb") as file:
+            for start in range(0, len(order), CHUNK):
+                pointers = order[start : start + CHUNK].astype("<u8") * np.uint64(tokens.itemsize)
+                file.write(pointers.view(np.uint8).reshape(-1, 8)[:, :width].tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        hidden.replace(path)
+    finally:
+        hidden.unlink(missing_ok=True)

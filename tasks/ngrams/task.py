@@ -1,4 +1,4 @@
-"""Prefect task of the n-gram index."""
+"""Prefect tasks of the n-gram index."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from longloom.storage.store import Store
 from longloom.tasks.stage import Work, stage
 
 
-@stage("index", version=1, runtime=("threads", "memory_gib"))
-def _index(work: Work, *, threads: int, memory_gib: float) -> Stats:
+@stage("index", version=2, runtime=("threads", "memory_gib", "dask"), resumable=True)
+def _index(work: Work, *, threads: int, memory_gib: float, shard_tokens: int | None, dask: str | None) -> Stats:
     from longloom.tasks.ngrams.build import build
 
     return build(
@@ -18,13 +18,45 @@ def _index(work: Work, *, threads: int, memory_gib: float) -> Stats:
         work.out,
         threads=threads,
         memory_gib=memory_gib,
+        shard_tokens=shard_tokens,
+        dask=dask,
         progress=work.progress,
     )
 
 
 def build_index(
-    store: Store, corpus: ArtifactRef, tokenizer: ArtifactRef | None, *, threads: int, memory_gib: float
+    store: Store,
+    corpus: ArtifactRef,
+    tokenizer: ArtifactRef | None,
+    *,
+    threads: int,
+    memory_gib: float,
+    shard_tokens: int | None = None,
+    dask: str | None = None,
 ) -> ArtifactRef:
-    """An index in infini-gram's format; without a tokenizer, of raw bytes."""
+    """An index in infini-gram's format; without a tokenizer, of raw bytes.
+
+    Memory and threads are no part of an artifact's key, but the cut into shards is: a corpus that may not fit into one
+    shard is cut into shards of the size that the memory allows.
+    """
+    from longloom.tasks.ngrams.sorters import Plan
+
+    if shard_tokens is None:
+        fits = Plan.of(threads=threads, memory_gib=memory_gib).entries("u32" if tokenizer else "u8")
+        counts = corpus.counts
+        if counts["documents"] + 4 * counts["characters"] > fits:  # UTF-8 has four bytes a character at most
+            shard_tokens = fits
     inputs = {"corpus": corpus} | ({"tokenizer": tokenizer} if tokenizer else {})
-    return _index(store, inputs, threads=threads, memory_gib=memory_gib)
+    return _index(store, inputs, threads=threads, memory_gib=memory_gib, shard_tokens=shard_tokens, dask=dask)
+
+
+@stage("deletion", kind="index", version=1)
+def _delete(work: Work, *, ids: list[str]) -> Stats:
+    from longloom.tasks.ngrams.delete import build
+
+    return build(work.inputs["index"], work.out, ids=ids)
+
+
+def delete_documents(store: Store, index: ArtifactRef, *, ids: list[str]) -> ArtifactRef:
+    """The index without some documents; its files are shared with the one that it is made of."""
+    return _delete(store, {"index": index}, ids=sorted(set(ids)))

@@ -45,6 +45,7 @@ class Phase:
         learning_rate: at the start of the phase.
         final_learning_rate: at its end, reached linearly.
         walks, copies, repeats, text, lookups, facts, gathered: the shares of the kinds.
+        text_loss: share of the tokens of text that carry a loss: few numbers would drown in all of them.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Phase:
     lookups: float
     facts: float = 0.0
     gathered: float = 0.0
+    text_loss: float = 1.0
 
     @property
     def steps(self) -> int:
@@ -202,4 +204,6 @@ def batch_of(
             ids[row], mask[row] = facts.gathered(rng, corpus, phase.length)
         else:
             ids[row], mask[row, 1:] = text, True
+            if phase.text_loss < 1:
+                mask[row] &= rng.random(phase.length) < phase.text_loss
     return ids, np.where(mask, ids, IGNORE)

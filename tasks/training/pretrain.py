@@ -60,7 +60,7 @@ def build(
         start: a tokenizer folder for recipe `scratch`, a model folder with its tokenizer for `continue`.
         out: the artifact's folder; checkpoints in it are resumed from.
         recipe: `scratch` or `continue` (tasks/training/recipe.py).
-        size: shape of the model: `1m`, or for `scratch` also `short`, with a window of 512.
+        size: shape of the model: `1m`, or `short`, with a window of 512.
         tokens: scales the recipe to about this many tokens; None takes it as it stands.
         seed: of weights and batches.
         progress: tokens seen.
@@ -83,6 +83,9 @@ def build(
     stream = write_tokens(corpus, TokenizerEncoder(start), stream_file, end=tokenizer.eos_token_id)
     phases = _scaled(RECIPES[recipe][size], tokens)
     longest = max(phase.length for phase in phases)
+    if model.config.max_position_embeddings < longest:
+        window = model.config.max_position_embeddings
+        raise ValueError(f"model: has a window of {window}, expected at least the {longest} of the size {size!r}")
     if len(stream) <= longest:
         raise ValueError(f"corpus: {len(stream):,} tokens, expected more than one window of {longest:,}")
     first = len(tokenizer.all_special_ids)

@@ -92,7 +92,26 @@ SHORT = (
 #: From the base checkpoint, on the user's own corpus.
 CONTINUE = (Phase("continue", 600_000, 1024, 6, 4e-4, 4e-5, walks=0.0, copies=0.1, repeats=0.1, text=0.5, lookups=0.3),)
 
+#: From a short model: more of the scopes, where numbers weigh about as much as text.
+SHARPEN = (
+    Phase(
+        "sharpen",
+        1_200_000,
+        512,
+        8,
+        8e-4,
+        2e-5,
+        walks=0.0,
+        copies=0.0,
+        repeats=0.0,
+        text=0.25,
+        lookups=0.0,
+        gathered=0.75,
+        text_loss=0.05,
+    ),
+)
+
 RECIPES: dict[str, dict[str, tuple[Phase, ...]]] = {
     "scratch": {"1m": SCRATCH, "short": SHORT},
-    "continue": {"1m": CONTINUE},
+    "continue": {"1m": CONTINUE, "short": SHARPEN},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,12 @@ COMMANDS = (
         "pretrain",
         "index",
         "count",
+        "search",
+        "cooccur",
+        "explain",
+        "contamination",
+        "prompts",
+        "trace",
         "coreset",
         "finetune",
         "evaluate",
@@ -153,7 +160,6 @@ def test_options_become_parameters() -> None:
         ("finetune --learning-rate inf", "learning_rate: Input should be a finite number"),
         ("index --vocab-size 10", "vocab_size: Input should be greater than or equal to 260, found '10'"),
         ("index --on-bad-record ignore", "on_bad_record: Input should be 'stop' or 'skip', found 'ignore'"),
-        ("pretrain --model.source /a/folder", "source: Input should be 'scratch' or 'base', found '/a/folder'"),
         ("pipeline --from-stage model --until-stage index", "from_stage model comes after until_stage index"),
         ("pipeline --corpus.sources docs", "evaluate.suite records has no evaluate.data"),
         ("frobnicate", 'Unknown command "frobnicate". Available commands: demo'),
@@ -213,12 +219,14 @@ def test_count_takes_texts_as_they_are(run: Run, store: Store) -> None:
     assert json.loads(run("count", "--json", "--", "--debug").out) == {"--debug": 0}
 
 
-def test_a_damaged_index_is_named(run: Run, store: Store) -> None:
+def test_a_damaged_index_is_named(run: Run, store: Store, tmp_path: Path) -> None:
     with next(store.root.glob("artifacts/index/*/tokenized.0")).open("ab") as file:
         file.write(b"x")
     assert "tokenized.0 was changed after publishing" in one_line(run("count", "x"))
-    folder = str(store.artifact_folder("index", "b" * 32))
-    assert "tokenized.0: has 30 bytes, expected 29" in one_line(run("count", "x", "--index", folder))
+    folder = store.artifact_folder("index", "b" * 32)
+    assert "tokenized.0 was changed after publishing" in one_line(run("count", "x", "--index", str(folder)))
+    shutil.copytree(folder, tmp_path / "copy")  # no store answers for it there
+    assert "tokenized.0: has 30 bytes, expected 29" in one_line(run("count", "x", "--index", str(tmp_path / "copy")))
     done = run("doctor", "--json")
     assert (done.code, done.err) == (1, "")
     bad = [finding["detail"] for finding in json.loads(done.out)["findings"] if not finding["good"]]

@@ -84,7 +84,7 @@ def test_entrypoints_of_the_deployments_exist() -> None:
     assert {name: flow.name for name, flow in flows.items()} == {name: name for name in entrypoints}
     assert set(flows) == {
         *("index", "pretrain", "coreset", "finetune", "evaluate", "rag", "heads", "judge", "pipeline", "report"),
-        "compare",
+        *("compare", "explain", "contamination", "trace"),
     }
 
 

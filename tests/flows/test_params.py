@@ -67,7 +67,7 @@ def test_a_part_of_a_nested_form_leaves_the_pipelines_own_defaults() -> None:
         (ModelParams, "source", ""),
         (ModelParams, "tokens", 9_999),
         (ModelParams, "seed", -1),
-        (PretrainParams, "source", "a-folder"),
+        (PretrainParams, "source", ""),
         (InstructionsParams, "examples", 9),
         (CoresetParams, "methods", []),
         (CoresetParams, "share", 0),

@@ -15,9 +15,9 @@ from longloom.storage.parquet import ShardWriter
 from longloom.tasks.corpus import tokenizer as bpe
 from longloom.tasks.corpus.build import SCHEMA
 from longloom.tasks.ngrams import build as module
-from longloom.tasks.ngrams.build import build, write_tokens
+from longloom.tasks.ngrams.build import build, write_shards
 from longloom.tasks.ngrams.encode import TokenizerEncoder
-from longloom.tasks.ngrams.layout import FILES, TOKEN_TYPES, read_layout, token_dtype_for
+from longloom.tasks.ngrams.layout import PARTS, TOKEN_TYPES, read_layout, token_dtype_for
 
 TEXTS = ["the loom", "", "a", "the loom weaves the loom", "Fäden 🧵"]
 
@@ -56,7 +56,8 @@ def test_token_files(tmp_path_factory: pytest.TempPathFactory, documents: list[l
     out = tmp_path_factory.mktemp("tokens")
     dtype = TOKEN_TYPES[name]
     rows = [(f"ä{index}", "s", np.array(row, dtype=np.int64)) for index, row in enumerate(documents)]
-    assert write_tokens(rows, out, token_dtype=name) == (len(documents), sum(map(len, documents)))
+    (shard,) = write_shards(rows, out, token_dtype=name, entries=10**9)
+    assert (shard.documents, shard.tokens) == (len(documents), sum(map(len, documents)))
     tokens = np.fromfile(out / "tokenized.0", dtype=dtype)
     offsets = np.fromfile(out / "offset.0", dtype="<u8")
     ends = [*offsets[1:], tokens.nbytes]
@@ -71,7 +72,7 @@ def test_token_files(tmp_path_factory: pytest.TempPathFactory, documents: list[l
 @pytest.mark.parametrize("token", [255, 300])
 def test_tokens_that_collide_with_the_separator_are_refused(tmp_path: Path, token: int) -> None:
     with pytest.raises(ValueError, match=f"document d: token {token} does not fit into u8"):
-        write_tokens([("d", "s", np.array([1, token]))], tmp_path, token_dtype="u8")
+        list(write_shards([("d", "s", np.array([1, token]))], tmp_path, token_dtype="u8", entries=10))
 
 
 @pytest.mark.parametrize(("size", "name"), [(300, "u16"), (65535, "u16"), (65536, "u32")])
@@ -93,9 +94,9 @@ def test_raw_bytes_and_what_lies_in_the_folder(tmp_path: Path) -> None:
     out.mkdir()
     stats = build(corpus, None, out, threads=1, memory_gib=1, progress=lambda done, total: calls.append((done, total)))
     assert (out / "tokenized.0").read_bytes() == b"".join(b"\xff" + text.encode() for text in TEXTS)
-    assert stats.counts == {"documents": 5, "tokens": sum(len(text.encode()) for text in TEXTS)}
+    assert stats.counts == {"documents": 5, "tokens": sum(len(text.encode()) for text in TEXTS), "shards": 1}
     assert calls[-1] == (5, 5)
-    assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, "index.json"])
+    assert sorted(path.name for path in out.iterdir()) == sorted([*(f"{part}.0" for part in PARTS), "index.json"])
 
 
 def test_batches_do_not_change_the_files_and_builds_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,3 +153,5 @@ def test_faults_are_named(tmp_path: Path) -> None:
         build(empty, None, tmp_path, threads=0, memory_gib=1)
     with pytest.raises(ValueError, match="the tokenizer has 4294967296 tokens"):
         token_dtype_for(2**32)
+    with pytest.raises(ValueError, match=r"memory_gib is 0\.2, expected at least 0\.47"):
+        build(empty, None, tmp_path, threads=2, memory_gib=0.2)

@@ -16,10 +16,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from longloom.storage.parquet import ShardWriter
 from longloom.tasks.corpus import tokenizer as bpe
 from longloom.tasks.corpus.build import SCHEMA
-from longloom.tasks.ngrams.build import build, write_tokens
-from longloom.tasks.ngrams.layout import FILES, Layout
+from longloom.tasks.ngrams.build import build, write_shards
+from longloom.tasks.ngrams.layout import PARTS, TABLE, TOKENS, Layout, shard_file
 from longloom.tasks.ngrams.query import Index, open_index
-from longloom.tasks.ngrams.suffix_array import build_table
+from longloom.tasks.ngrams.sorters import sort_shard
 
 
 def occurrences(documents: list[list[int]], query: list[int]) -> int:
@@ -28,17 +28,18 @@ def occurrences(documents: list[list[int]], query: list[int]) -> int:
     return sum(row[start : start + length] == query for row in documents for start in range(len(row) - length + 1))
 
 
-def write_index(out: Path, documents: list[list[int]], name: str, vocab_size: int = 256) -> Path:
+def write_index(out: Path, documents: list[list[int]], name: str, vocab_size: int = 256, entries: int = 10**9) -> Path:
     """An index of given tokens; u16 and u32 get a tokenizer that is never asked."""
     out.mkdir(parents=True, exist_ok=True)
     rows = ((f"d{index}", "s", np.array(row, dtype=np.int64)) for index, row in enumerate(documents))
-    counts = write_tokens(rows, out, token_dtype=name)
-    build_table(out, token_dtype=name, threads=1, memory_gib=1)
+    shards = tuple(write_shards(rows, out, token_dtype=name, entries=entries))
+    for number in range(len(shards)):
+        sort_shard(shard_file(out, TOKENS, number), shard_file(out, TABLE, number), name, 1)
     if name != "u8":
         (out / "tokenizer").mkdir()
         vocabulary = {str(n): n for n in range(vocab_size)}
         Tokenizer(models.WordLevel(vocabulary, unk_token="0")).save(str(out / "tokenizer" / "tokenizer.json"))
-    Layout(name, vocab_size, *counts).write(out)
+    Layout(name, vocab_size, shards).write(out)
     return out
 
 
@@ -168,8 +169,13 @@ def test_several_threads_may_ask(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        *((name, damage) for name in FILES for damage in ("empty", "missing")),
-        *((name, damage) for name in FILES if name != "metadata.0" for damage in ("truncated", "longer")),
+        *((name, damage) for name in (f"{part}.0" for part in PARTS) for damage in ("empty", "missing")),
+        *(
+            (name, damage)
+            for name in (f"{part}.0" for part in PARTS)
+            if name != "metadata.0"
+            for damage in ("truncated", "longer")
+        ),
     ],
 )
 def test_damaged_files_are_refused(tmp_path: Path, name: str, damage: str) -> None:
@@ -186,6 +192,11 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str, damage: str) -> No
         open_index(index)
 
 
+def sizes(documents: int, tokens: int) -> dict[str, object]:
+    """What index.json says of one shard."""
+    return {"documents": documents, "tokens": tokens, "shards": [{"documents": documents, "tokens": tokens}]}
+
+
 def test_an_index_of_another_width_is_refused(tmp_path: Path) -> None:
     index = write_index(tmp_path / "index", [[1, 2, 3], [4]], "u16", 300)
     fields = json.loads((index / "index.json").read_text())
@@ -193,8 +204,11 @@ def test_an_index_of_another_width_is_refused(tmp_path: Path) -> None:
         ({"token_dtype": "u32"}, r"tokenized\.0: has 12 bytes, expected 24 for 4 tokens \(u32\) in 2 documents"),
         ({"token_dtype": "u8"}, r"tokenized\.0: has 12 bytes, expected 6"),
         ({"token_dtype": "i16"}, r"token_dtype is 'i16', expected one of u8, u16, u32"),
-        ({"token_dtype": "u32", "tokens": 1}, r"offset\.0|table\.0"),  # the tokens' size agrees by chance
-        ({"tokens": 2, "documents": 4}, r"offset\.0: has 16 bytes, expected 32"),
+        ({"token_dtype": "u32", **sizes(2, 1)}, r"offset\.0|table\.0"),  # the tokens' size agrees by chance
+        (sizes(4, 2), r"offset\.0: has 16 bytes, expected 32"),
+        ({"tokens": 5}, r"found \(2, 5\) as documents and tokens, expected the sums \(2, 4\) of the 1 shards"),
+        ({"shards": [{"documents": 2, "tokens": "4"}]}, r"found \(2, '4'\) as documents and tokens of shard 0"),
+        ({"shards": [{"documents": 2}]}, r"cannot be read \(KeyError: 'tokens'\)"),
         ({"documents": 0}, "expected counts above zero"),
         ({"tokens": "4"}, "expected counts above zero"),
         ({"vocab_size": 301}, "its tokenizer gives u16 below 300"),

@@ -141,6 +141,14 @@ def test_text_is_the_corpus() -> None:
         assert marks == [IGNORE, *row[1:]]
 
 
+def test_a_share_of_a_text_carries_the_loss() -> None:
+    ids, labels = draw(only("text", batch=200, text_loss=0.25), 0)
+    marked = labels != IGNORE
+    assert 0.23 < marked[:, 1:].mean() < 0.27
+    assert not marked[:, 0].any()
+    assert (labels[marked] == ids[marked]).all()
+
+
 def test_random_kinds_draw_no_special_token() -> None:
     for kind in ("walks", "copies"):
         ids, _ = draw(only(kind, batch=64), 0)

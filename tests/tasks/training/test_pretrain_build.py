@@ -137,6 +137,16 @@ def test_bad_parameters(corpus: Path, tokenizer_folder: Path, tmp_path: Path) ->
         build(corpus, tokenizer_folder, tmp_path, "scratch", size="7b")
 
 
+def test_a_model_whose_window_is_too_short_for_the_recipe(
+    corpus: Path, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(corpus, tokenizer_folder, tmp_path / "model", "scratch")
+    wide = dataclasses.replace(RECIPES["continue"]["tiny"][0], length=129)
+    monkeypatch.setitem(RECIPES["continue"], "wide", (wide,))
+    with pytest.raises(ValueError, match=r"^model: has a window of 128, expected at least the 129 of the size 'wide'$"):
+        build(corpus, tmp_path / "model", tmp_path / "out", "continue", size="wide")
+
+
 def test_a_short_corpus(corpus: Path, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain, "write_tokens", lambda *args, **options: np.zeros(64, np.uint32))
     with pytest.raises(ValueError, match="corpus: 64 tokens, expected more than one window of 64"):

@@ -1,0 +1,263 @@
+"""What an n-gram index takes to build: our suffix sort against infini-gram's builder, growth, and peak memory.
+
+    python benchmarks/ngram_build.py                      # the standard library, and installed packages for growth
+    python benchmarks/ngram_build.py --books FOLDER       # text files for the repetitive text, with the sources
+    python benchmarks/ngram_build.py --json results.json
+
+Each figure is a ratio of two processes on the same token files, started in turns, from start to end. A speed is told
+only once both tables are the same; where they differ, ours must be in order and the package's must not be. The
+repetitive text is the same documents again and again, in another order each time: the package's merge needs time in the
+square of the length of a repeat, and would not end on repeats of megabytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from machine import machine
+from ngram_package import is_suffix_array, run_package, write_tokens
+
+from longloom.storage.parquet import ShardWriter
+from longloom.tasks.corpus.build import SCHEMA
+from longloom.tasks.ngrams.encode import encoder
+from longloom.tasks.ngrams.layout import TABLE, TOKENS, shard_file
+
+BASE = Path(__file__).resolve().parents[1] / "tasks" / "training" / "base"
+SORT = """
+import sys
+from pathlib import Path
+from longloom.tasks.ngrams.sorters import sort_shard
+sort_shard(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+"""
+BUILD = """
+import json, sys
+from pathlib import Path
+from longloom.tasks.ngrams.build import build
+tokenizer = Path(sys.argv[2]) if sys.argv[2] else None
+stats = build(Path(sys.argv[1]), tokenizer, Path(sys.argv[3]), threads=int(sys.argv[4]), memory_gib=float(sys.argv[5]))
+print(json.dumps(stats.counts))
+"""
+
+
+def sources(folders: list[Path], megabytes: float, suffixes: tuple[str, ...] = (".py",)) -> list[str]:
+    """Texts of files, in the order of the folders and their names, up to a size."""
+    texts, left = [], int(megabytes * 1e6)
+    for path in itertools.chain.from_iterable(sorted(folder.rglob("*")) for folder in folders):
+        if left <= 0:
+            break
+        if path.suffix in suffixes and path.is_file():
+            texts.append(path.read_text(encoding="utf-8", errors="replace")[:left])
+            left -= len(texts[-1])
+    return texts
+
+
+def standard_library(megabytes: float) -> list[str]:
+    """The standard library's sources without what is installed beside it."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name != "site-packages"]
+    own = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(root.glob("*.py"))]
+    size = sum(map(len, own)) / 1e6
+    return (
+        own + sources(folders, megabytes - size)
+        if size < megabytes
+        else own[: max(1, int(len(own) * megabytes / size))]
+    )
+
+
+def repeated(texts: list[str], megabytes: float) -> list[str]:
+    """The texts again and again in other orders, up to a size: repeats are as long as documents."""
+    left, out, rng = megabytes * 1e6, [], random.Random(0)
+    while left > 0:
+        for text in rng.sample(texts, len(texts)):
+            if left > 0:
+                out.append(text)
+                left -= len(text.encode())
+    return out
+
+
+def timed(run: Any) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def sort_ours(folder: Path, token_dtype: str, jobs: int) -> None:
+    files = [str(shard_file(folder, part, 0)) for part in (TOKENS, TABLE)]
+    subprocess.run([sys.executable, "-c", SORT, *files, token_dtype, str(jobs)], check=True)
+
+
+def against_package(name: str, texts: list[str], token_dtype: str, *, jobs: int, rounds: int) -> dict[str, Any]:
+    """Ours and the package's builder on the same tokens."""
+    encode = encoder(None if token_dtype == "u8" else BASE)
+    times: dict[str, list[float]] = {"ours": [], "package": []}
+    with tempfile.TemporaryDirectory(prefix="longloom-bench-") as scratch:
+        folder = Path(scratch)
+        tokens = write_tokens(encode.encode(texts), folder, token_dtype)
+        table = shard_file(folder, TABLE, 0)
+        memory = math.ceil(tokens.nbytes * 12 / 2**30) + 1  # enough for one batch of its parts
+        right = True
+        for _ in range(rounds):
+            times["ours"].append(timed(lambda: sort_ours(folder, token_dtype, jobs)))
+            ours = table.read_bytes()
+            table.unlink()
+            run = lambda: run_package(folder, token_dtype=token_dtype, jobs=jobs, memory_gib=memory)  # noqa: E731
+            times["package"].append(timed(run))
+            if table.read_bytes() != ours:
+                right = is_suffix_array(tokens, table)
+                table.write_bytes(ours)
+                if right or not is_suffix_array(tokens, table):
+                    raise SystemExit(f"{name}: our table is not in order, so there is no speed to tell")
+            table.unlink()
+    ratios = sorted(package / ours for ours, package in zip(times["ours"], times["package"], strict=True))
+    result = {
+        "tokens": len(tokens),
+        "bytes": tokens.nbytes,
+        "token_dtype": token_dtype,
+        "ours_s": round(statistics.median(times["ours"]), 3),
+        "package_s": round(statistics.median(times["package"]), 3),
+        "ratio": {
+            "min": round(ratios[0], 2),
+            "median": round(statistics.median(ratios), 2),
+            "max": round(ratios[-1], 2),
+        },
+        "package_right": right,
+    }
+    speeds = f"ours {result['ours_s']:.2f} s  package {result['package_s']:.2f} s  x{result['ratio']['median']:.2f}"
+    print(f"{name:<18} {len(tokens):>11} {token_dtype}  {speeds}{'' if right else '  (its order is wrong)'}")
+    return result
+
+
+def growth(texts: list[str], sizes: list[float], token_dtype: str, *, jobs: int, rounds: int) -> dict[str, Any]:
+    """Seconds of the sort as the text grows, and the exponent b of seconds = a * bytes^b."""
+    encode = encoder(None if token_dtype == "u8" else BASE)
+    rows = []
+    for size in sizes:
+        with tempfile.TemporaryDirectory(prefix="longloom-bench-") as scratch:
+            folder = Path(scratch)
+            wanted = list(_up_to(texts, size))
+            tokens = write_tokens(encode.encode(wanted), folder, token_dtype)
+            seconds = [timed(lambda: sort_ours(folder, token_dtype, jobs)) for _ in range(rounds)]  # noqa: B023
+        text_bytes = sum(len(text.encode()) for text in wanted)
+        rows.append({"text_bytes": text_bytes, "tokens": len(tokens), "seconds": round(statistics.median(seconds), 3)})
+        print(f"growth {token_dtype:<4} {text_bytes / 1e6:>8.1f} MB  {rows[-1]['seconds']:.2f} s")
+    exponent, scale = np.polyfit(
+        np.log([row["text_bytes"] for row in rows]), np.log([row["seconds"] for row in rows]), 1
+    )
+    print(f"growth {token_dtype:<4} seconds = {math.exp(scale):.3g} * bytes^{exponent:.3f}")
+    return {"token_dtype": token_dtype, "rows": rows, "exponent": round(float(exponent), 3), "scale": math.exp(scale)}
+
+
+def _up_to(texts: list[str], megabytes: float) -> Iterator[str]:
+    left = int(megabytes * 1e6)
+    for text in texts:
+        content = text.encode()
+        if left <= 0:
+            return
+        yield content[:left].decode(errors="ignore")
+        left -= len(content)
+    assert left <= 0, f"the sources are {left} bytes short of {megabytes} MB"
+
+
+def memory_of_build(texts: list[str], token_dtype: str, memory_gib: float, *, jobs: int) -> dict[str, Any]:
+    """The whole build in processes of its own: their memory together, looked at every 20 ms, and the time."""
+    with tempfile.TemporaryDirectory(prefix="longloom-bench-") as scratch:
+        corpus, out = Path(scratch) / "corpus", Path(scratch) / "index"
+        corpus.mkdir()
+        out.mkdir()
+        with ShardWriter(corpus, "documents", SCHEMA, rows_per_shard=65536) as writer:
+            for number, text in enumerate(texts):
+                writer.write([{"id": str(number), "source": "bench", "text": text}])
+        command = [sys.executable, "-c", BUILD, str(corpus), "" if token_dtype == "u8" else str(BASE), str(out)]
+        began = time.perf_counter()
+        child = subprocess.Popen([*command, str(jobs), str(memory_gib)], stdout=subprocess.PIPE, text=True)
+        peak = 0
+        while child.poll() is None:
+            peak = max(peak, _resident(child.pid))
+            time.sleep(0.02)
+        seconds = time.perf_counter() - began
+        assert child.stdout is not None
+        if child.returncode:
+            raise SystemExit(f"the build under {memory_gib} GiB failed")
+        counts = json.loads(child.stdout.read())
+    result = {
+        "token_dtype": token_dtype,
+        "text_bytes": sum(len(text.encode()) for text in texts),
+        **counts,
+        "memory_gib": memory_gib,
+        "peak_gib": round(peak / 2**30, 3),
+        "seconds": round(seconds, 2),
+    }
+    print(f"build {token_dtype}  {counts['tokens']} tokens, {counts['shards']} shards in {seconds:.1f} s, "
+          f"peak {result['peak_gib']} of {memory_gib} GiB")  # fmt: skip
+    return result
+
+
+def _resident(pid: int) -> int:
+    """Bytes of a process and those that it started; what they share counts for each."""
+    total = 0
+    try:
+        parent = psutil.Process(pid)
+        for process in (parent, *parent.children(recursive=True)):
+            total += process.memory_info().rss
+    except psutil.NoSuchProcess:
+        pass
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--repetitive", type=float, default=166, help="MB of repetitive text")
+    parser.add_argument("--stdlib", type=float, default=1e3, help="MB of the standard library at most")
+    parser.add_argument("--sizes", type=float, nargs="+", default=[1, 4, 16, 64], help="MB of the growing text")
+    parser.add_argument("--memory", type=float, nargs="+", default=[1, 2], help="bounds on memory, GiB")
+    parser.add_argument("--books", type=Path, help="folder of .md and .txt files that join the repetitive text")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    jobs, rounds = options.jobs, options.rounds
+    library = standard_library(options.stdlib)
+    books = sources([options.books], 1e3, (".md", ".txt")) if options.books else []
+    many = library + sources([Path(sysconfig.get_paths()["purelib"])], max(options.sizes))
+    repetitive = repeated(books + library, options.repetitive)
+    results: dict[str, Any] = {
+        "machine": machine(),
+        "jobs": jobs,
+        "against_package": {
+            name: against_package(name, texts, token_dtype, jobs=jobs, rounds=rounds)
+            for name, texts, token_dtype in (
+                ("stdlib tokens", library, "u16"),
+                ("stdlib bytes", library, "u8"),
+                ("repetitive bytes", repetitive, "u8"),
+                ("repetitive tokens", repetitive, "u16"),
+            )
+        },
+        "growth": [growth(many, options.sizes, name, jobs=jobs, rounds=rounds) for name in ("u8", "u16")],
+        "memory": [
+            memory_of_build(list(_up_to(many, max(options.sizes))), name, bound, jobs=jobs)
+            for name in ("u8", "u16")
+            for bound in options.memory
+        ],
+    }
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""How much of a text stands in the corpus: windows of words or characters, and what each measure calls contaminated.
+
+- `13-gram`: 13 words; one of them in the corpus is enough (GPT-3, arXiv 2005.14165, appendix C, whose n is 8 to 13
+  words by the data set, and 13 in lm-eval).
+- `8-gram`: 8 words; 70% of them are (PaLM, arXiv 2204.02311, section 8).
+- `50-char`: 50 characters; under 20% of them are clean, 20% to 80% suspicious, more dirty (infini-gram mini, arXiv
+  2506.12229; the length is GPT-4's, arXiv 2303.08774, appendix C).
+
+Notable choices: every window counts, where GPT-4 draws three. GPT-3 and GPT-4 compare without case, punctuation or
+spaces; an index holds texts as they are, so windows are compared as they are, and a record that was only reprinted in
+other words or another layout is not found. A text shorter than a window has none: a yes would stand in any corpus.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from longloom.tasks.sources.located import Corpus, Located, locate
+
+CLEAN, SUSPICIOUS, DIRTY = VERDICTS = ("clean", "suspicious", "dirty")
+
+#: Windows that are looked up at once.
+_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One way to cut a text into overlapping windows.
+
+    Attributes:
+        name: in tables.
+        size: of a window.
+        unit: "words" (what white space parts) or "characters".
+        suspicious, dirty: shares of the windows from which on a text is that; 0: any window is enough.
+    """
+
+    name: str
+    size: int
+    unit: str
+    suspicious: float
+    dirty: float
+
+    def windows(self, text: str) -> list[tuple[int, int]]:
+        """Begin and end of every window, in characters."""
+        if self.unit == "characters":
+            return [(begin, begin + self.size) for begin in range(len(text) - self.size + 1)]
+        words = [match.span() for match in re.finditer(r"\S+", text)]
+        last = len(words) - self.size + 1
+        return [(words[begin][0], words[begin + self.size - 1][1]) for begin in range(last)]
+
+    def verdict(self, found: int, windows: int) -> str | None:
+        """What a text is of whose windows so many were found; None: it has no windows."""
+        if not windows:
+            return None
+        if found and found >= self.dirty * windows:
+            return DIRTY
+        return SUSPICIOUS if found and found >= self.suspicious * windows else CLEAN
+
+
+MEASURES = (
+    Measure("13-gram", 13, "words", 0.0, 0.0),
+    Measure("8-gram", 8, "words", 0.2, 0.7),
+    Measure("50-char", 50, "characters", 0.2, 0.8),
+)
+NAMES = tuple(measure.name for measure in MEASURES)
+
+
+def measures_for(corpus: Corpus, names: Sequence[str]) -> list[Measure]:
+    """The measures that an index can answer, all of MEASURES for one of bytes.
+
+    Args:
+        corpus: to be asked.
+        names: of those that decide.
+
+    Raises:
+        ValueError: an unknown name, or none that this index can answer: tokens do not begin at every character.
+    """
+    for name in names:
+        if name not in NAMES:
+            raise ValueError(f"unknown measure {name!r}; known: {', '.join(NAMES)}")
+    possible = [measure for measure in MEASURES if measure.unit == "words" or corpus.of_bytes]
+    if not {measure.name for measure in possible} & set(names):
+        raise ValueError(
+            f"{', '.join(names)}: an index of {corpus.index.layout.token_dtype} tokens cannot be asked for characters;"
+            " expected one of bytes, or another measure"
+        )
+    return possible
+
+
+class Overlap(NamedTuple):
+    """Attributes: windows: of some texts. found: of them, those that stand in the corpus. example: the first of those,
+    as text and as tokens; None: there is none."""
+
+    windows: int
+    found: int
+    example: tuple[str, list[int]] | None
+
+
+def overlap(corpus: Corpus, measure: Measure, texts: Sequence[str]) -> Overlap:
+    """Looks up every window of some texts together; none reaches from one text into the next."""
+    windows = found = 0
+    example = None
+    for text in texts:
+        located = locate(corpus.encoder, text)
+        cut = measure.windows(text)
+        windows += len(cut)
+        standing = _standing(corpus, located, cut)
+        found += int(standing.sum())
+        if example is None and standing.any():
+            begin, end = cut[int(standing.argmax())]
+            example = text[begin:end], located.tokens[slice(*located.tokens_within(begin, end))]
+    return Overlap(windows, found, example)
+
+
+def _standing(corpus: Corpus, located: Located, windows: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Which windows stand in the corpus, bool [N]."""
+    unknown = corpus.encoder.unknown
+    standing = np.zeros(len(windows), dtype=bool)
+    for first in range(0, len(windows), _BATCH):
+        asked: dict[int, list[int]] = {}
+        for number, window in enumerate(windows[first : first + _BATCH], start=first):
+            tokens = located.tokens[slice(*located.tokens_within(*window))]
+            if tokens and unknown not in tokens:  # what the vocabulary lacks matches nothing
+                asked[number] = tokens
+        if asked:
+            standing[list(asked)] = corpus.index.counts(list(asked.values())) > 0
+    return standing

@@ -1,0 +1,96 @@
+"""What a trace asks of a corpus index, n-grams as its tokens, and the infinity-gram probability of a piece of text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+Tokens = tuple[int, ...]
+
+#: Characters before an n-gram that its infinity-gram probability looks at, as in the released code. A match of the
+#: corpus that is longer than that tells as much.
+CONTEXT = 500
+#: Put before what is encoded as it stands in running text, and taken off again: some tokenizers add a space to the
+#: beginning of a text.
+_ANCHOR = "\n"
+
+
+class Corpus(Protocol):
+    """An open index (`longloom.tasks.ngrams.query.Index`), as far as it is asked here."""
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, tokens: Sequence[int]) -> str: ...
+    def counts(self, queries: Sequence[Sequence[int]]) -> np.ndarray: ...
+    def positions(self, query: Sequence[int]) -> np.ndarray: ...
+    def documents(self, query: Sequence[int]) -> np.ndarray: ...
+    def document(self, ordinal: int) -> Any: ...
+    def cooccurrences(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> np.ndarray: ...
+    def infgram_probability(self, context: Sequence[int], token: int) -> Any: ...
+
+
+class InfinityGram(NamedTuple):
+    """Attributes: log_p: natural, None where no token has any probability. zero: tokens without. tokens: all."""
+
+    log_p: float | None
+    zero: int
+    tokens: int
+
+
+def tokens_of(index: Corpus, surface: str) -> Tokens | None:
+    """The tokens of a piece of text as it stands within another one; None if the index could not have them.
+
+    Args:
+        index: whose tokens.
+        surface: with the space before it, if there is one.
+    """
+    try:
+        anchor = index.encode(_ANCHOR)
+        whole = index.encode(_ANCHOR + surface)
+        return tuple(whole[len(anchor) :] if whole[: len(anchor)] == anchor else index.encode(surface))
+    except ValueError:  # not in the tokenizer's vocabulary
+        return None
+
+
+def known(found: Iterable[Tokens | None]) -> list[Tokens]:
+    """The distinct ones, in order."""
+    return [tokens for tokens in dict.fromkeys(found) if tokens]
+
+
+def occurrences(index: Corpus, queries: Sequence[Tokens]) -> dict[Tokens, int]:
+    """C(s, D) of each."""
+    return dict(zip(queries, index.counts(queries).tolist(), strict=True)) if queries else {}
+
+
+def together(index: Corpus, pairs: Sequence[tuple[Tokens, Tokens]]) -> dict[tuple[Tokens, Tokens], int]:
+    """C((x, y), D) of each: the documents that hold both."""
+    return dict(zip(pairs, index.cooccurrences(pairs).tolist(), strict=True)) if pairs else {}
+
+
+def infinity_gram(index: Corpus, before: str, surface: str, *, zero_as_one: bool) -> InfinityGram | None:
+    """The probability of a piece of text after another one, each token by the longest context that the corpus holds.
+
+    A token of zero probability counts as 1, unless all of them are zero (section 5, equation 5).
+
+    Args:
+        index: over the corpus.
+        before: all that stands before the piece; its last CONTEXT characters are looked at.
+        surface: the piece with the space before it, if there is one.
+        zero_as_one: count zeros as 1 where all are zero too, as the released code does.
+
+    Returns:
+        None if the index could not have the piece or what stands before it.
+    """
+    piece = tokens_of(index, surface)
+    context = tokens_of(index, before[-CONTEXT:]) if before else ()
+    if not piece or context is None:
+        return None
+    logs = []
+    for place, token in enumerate(piece):
+        probability = float(index.infgram_probability([*context, *piece[:place]], token).probability)
+        if probability > 0:
+            logs.append(math.log(probability))
+    zero = len(piece) - len(logs)
+    return InfinityGram(math.fsum(logs) if logs or zero_as_one else None, zero, len(piece))

@@ -1,0 +1,100 @@
+"""TracIn's products against gradients taken by hand, and which documents they are taken of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from longloom.kernels.huggingface.load import load_model
+from longloom.storage.parquet import read_table
+from longloom.tasks.ngrams.query import Index
+from longloom.tasks.trace import pairs
+from longloom.tasks.trace.influence import build, checkpoints_of, gradient
+
+from .conftest import Brute, letters
+
+
+def by_hand(model: Any, ids: list[int], first: int) -> torch.Tensor:
+    """The gradient of the mean loss on ids[first:], flat."""
+    model.zero_grad()
+    labels = torch.tensor([[-100] * first + ids[first:]])
+    model(input_ids=torch.tensor([ids]), labels=labels).loss.backward()
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).double()
+
+
+def test_gradient_is_of_the_tokens_asked_for(model_folder: Path) -> None:
+    model, tokenizer = load_model(model_folder, device="cpu", dtype="float32")
+    text, begin = "The red fox is a sly animal", len("The red fox is a ")
+    found = gradient(model, tokenizer, text, begin)
+    assert found is not None
+    ids = tokenizer(text)["input_ids"]
+    expected = by_hand(model, ids, len(tokenizer("The red fox is a")["input_ids"]))
+    assert torch.cat([part.flatten() for part in found]).double() == pytest.approx(expected, abs=1e-5)
+    assert gradient(model, tokenizer, "The", 3) is None
+    assert gradient(model, tokenizer, "a", 0) is None  # nothing stands before it
+
+
+@pytest.mark.parametrize("kind", ["brute", "token_index"])
+def test_products(
+    kind: str, request: pytest.FixtureRequest, model_folder: Path, make_records: Callable[..., Path], tmp_path: Path
+) -> None:
+    index: Brute | Index = request.getfixturevalue(kind)
+    records = make_records([("A red fox", "a sly animal"), ("A green frog", "a frog jumps")])
+    (tmp_path / "pairs").mkdir()
+    pairs.build(records, index, letters, tmp_path / "pairs", n=2, gamma=-1.0, mode="paper", least=1)
+    model, tokenizer = load_model(model_folder, device="cpu", dtype="float32")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.25)
+    model.save_pretrained(tmp_path / "checkpoint-7")
+    settings: dict[str, Any] = {"gamma": -1.0, "count": 100, "documents": 50, "seed": 0, "device": "cpu"}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        checkpoints = [model_folder, tmp_path / "checkpoint-7"]
+        stats = build(model_folder, checkpoints, records, tmp_path / "pairs", index, tmp_path / name, **settings)
+    assert (tmp_path / "one" / "influence.parquet").read_bytes() == (
+        tmp_path / "two" / "influence.parquet"
+    ).read_bytes()
+    rows = read_table(tmp_path / "one", "influence").to_pylist()
+    # Of the kept pairs only (" red fox", " sly animal") has documents that hold the output's n-gram alone.
+    assert stats.counts["pairs"] == 1
+    assert {(row["x"], row["y"]) for row in rows} == {(" red fox", " sly animal")}
+    seen = [(row["checkpoint"], row["group"], row["document"], row["id"]) for row in rows]
+    assert seen == [
+        (checkpoint, *place)
+        for checkpoint in ("", "checkpoint-7")
+        for place in (("pair", 0, "d0"), ("pair", 1, "d1"), ("output", 4, "d4"))
+    ]
+    texts = {0: "The red fox is a sly animal", 1: "A sly animal", 4: "One sly animal"}
+    network, _ = load_model(model_folder, device="cpu", dtype="float32")
+    example = tokenizer("A red fox a sly animal")["input_ids"]
+    target = by_hand(network, example, len(tokenizer("A red fox a")["input_ids"])).clone()
+    for row in rows[:3]:
+        ids = tokenizer(texts[row["document"]])["input_ids"]
+        before = tokenizer(texts[row["document"]].removesuffix(" sly animal"))["input_ids"]
+        assert row["product"] == pytest.approx(float(target @ by_hand(network, ids, len(before))), rel=1e-3)
+    assert rows[3]["product"] != pytest.approx(rows[0]["product"], rel=1e-3)
+
+
+def test_draws_are_bounded(model_folder: Path, brute: Brute, make_records: Callable[..., Path], tmp_path: Path) -> None:
+    records = make_records([("A red fox", "a sly animal")])
+    for name in ("pairs", "few", "none"):
+        (tmp_path / name).mkdir()
+    pairs.build(records, brute, letters, tmp_path / "pairs", n=1, gamma=-1.0, mode="paper", least=1)
+    arguments = (model_folder, [model_folder], records, tmp_path / "pairs", brute)
+    stats = build(*arguments, tmp_path / "few", gamma=-1.0, count=2, documents=1, seed=3, device="cpu")
+    assert (stats.counts["pairs"], stats.counts["gradients"]) == (2, 6)
+    stats = build(*arguments, tmp_path / "none", gamma=0.999, count=2, documents=1, seed=3, device="cpu")
+    assert stats.counts["pairs"] == 0
+    assert read_table(tmp_path / "none", "influence").num_rows == 0
+
+
+def test_checkpoints_of_a_trainer(tmp_path: Path) -> None:
+    assert checkpoints_of(tmp_path) == [tmp_path]
+    for name in ("checkpoints/checkpoint-20", "checkpoints/checkpoint-3", "checkpoints/checkpoint-last"):
+        (tmp_path / name).mkdir(parents=True)
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-3", "checkpoint-20"]
