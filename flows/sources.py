@@ -47,6 +47,7 @@ def index_of(store: Store, given: str | None) -> ArtifactRef | str:
         The artifact; a folder that is none of this store's as it was given.
 
     Raises:
+        FileNotFoundError: no such folder.
         ValueError: there is none.
     """
     if given is not None and given.startswith(RUN_PREFIX):
@@ -57,4 +58,6 @@ def index_of(store: Store, given: str | None) -> ArtifactRef | str:
             raise ValueError(f"store {store.root}: holds no index; build one with `longloom index SOURCE`")
         return found[-1]
     place = Path(given).resolve()
+    if not place.is_dir():
+        raise FileNotFoundError(f"{given}: no such folder, expected one of an index")
     return next((ref for ref in found if (store.root / ref.uri).resolve() == place), given)

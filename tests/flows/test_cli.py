@@ -179,7 +179,7 @@ def test_options_become_parameters() -> None:
         ("gc --keep -1", "--keep -1: negative, expected a number of runs"),
         ("count", 'Command "count" parameter --text requires an argument.'),
         ("count hello", "holds no index; build one with `longloom index SOURCE`"),
-        ("count hello --index nowhere", "nowhere: is no n-gram index, index.json is missing"),
+        ("count hello --index nowhere", "nowhere: no such folder, expected one of an index"),
         ("compare", 'Command "compare" parameter --first requires an argument.'),
     ],
 )

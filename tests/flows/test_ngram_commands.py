@@ -117,7 +117,7 @@ def test_bad_questions_are_one_line(longloom: Run, index: str, pairs: str) -> No
     for arguments, fault in [
         (["search", "", "--index", index], "'': has no tokens to look for"),
         (["search", "x", "--limit", "0", "--index", index], "limit is 0, expected at least 1 document"),
-        (["search", "x", "--index", "nowhere"], "nowhere: is no n-gram index"),
+        (["search", "x", "--index", "nowhere"], "nowhere: no such folder, expected one of an index"),
         (["cooccur", "--pairs", "nowhere.tsv", "--index", index], "nowhere.tsv: No such file"),
         (["cooccur", "--pairs", pairs, "--within", "-1", "--index", index], "within is -1, expected at least 0 tokens"),
         (["cooccur", "--pairs", pairs, "--sample", "0", "--index", index], "sample is 0, expected at least 1 document"),
