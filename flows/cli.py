@@ -42,7 +42,9 @@ EvaluatedModel = Annotated[
         " model's name behind an endpoint."
     ),
 ]
-IndexFolder = Annotated[str | None, Parameter(help="run:ID:LABEL or folder of an index; the newest of the store by default.")]
+IndexFolder = Annotated[
+    str | None, Parameter(help="run:ID:LABEL or folder of an index; the newest of the store by default.")
+]
 
 app = App(
     name="longloom",
