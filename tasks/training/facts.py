@@ -18,9 +18,11 @@ FACTS = (1, 8)
 GATHERED = (1, 3)
 #: Tokens at a sequence's end in which facts are completed.
 COMPLETED = (20, 160)
-#: Of a gathered sequence, tokens: of its beginning, of a span, of the text at its end, and of text before a fact.
+#: Of a gathered sequence, tokens: of its beginning, of a fact's span, of another, of the text at its end, and of text
+#: before a fact.
 SINK = 32
 SPAN = 32
+LIKE = (4, 16)
 LOCAL = (130, 240)
 BEFORE = (2, 20)
 
@@ -88,8 +90,10 @@ class Facts:
         alike = alike[(alike >= SPAN) & (alike < len(corpus) - SPAN)]
         while (room := length - end - SINK - local - sum(map(len, spans))) > 0:
             place = int(rng.choice(alike)) if len(alike) else int(rng.integers(SPAN, len(corpus) - SPAN))
-            begin = place - SPAN // 2 + int(rng.integers(-SPAN // 4, SPAN // 4 + 1))
-            spans.append(corpus[begin : begin + min(SPAN, room)].tolist())
+            # Short ones too: so many more likenesses to tell the answer from as a long context has.
+            size = int(rng.integers(LIKE[0], LIKE[1] + 1))
+            begin = place - int(rng.integers(size // 4, 3 * size // 4 + 1))
+            spans.append(corpus[begin : begin + min(size, room)].tolist())
         start = int(rng.integers(0, len(corpus) - 2 * length))
         ids = corpus[start : start + SINK].tolist()
         ids += [token for place in rng.permutation(len(spans)) for token in spans[place]]

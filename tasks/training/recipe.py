@@ -65,34 +65,20 @@ SCRATCH = (
     Phase("lookup", 3_200_000, 1024, 6, 1.4e-3, 1e-4, walks=0.0, copies=0.1, repeats=0.1, text=0.4, lookups=0.4),
 )
 
-#: The same in a window of 512, then facts to be found again in it, and in spans gathered from a longer text.
+#: The same in a window of 512, then facts to be found again in it.
 SHORT = (
     Phase("induction", 300_000, 64, 32, 3e-3, 3e-3, walks=0.8, copies=0.2, repeats=0.0, text=0.0, lookups=0.0),
     Phase(
         "stretch", 800_000, 256, 12, 3e-3, 2e-3, walks=0.1, copies=0.2, repeats=0.2, text=0.4, lookups=0.0, facts=0.1
     ),
     Phase("facts", 2_800_000, 512, 8, 2e-3, 1e-4, walks=0.0, copies=0.1, repeats=0.1, text=0.2, lookups=0.0, facts=0.6),
-    Phase(
-        "gathered",
-        1_200_000,
-        512,
-        8,
-        8e-4,
-        2e-5,
-        walks=0.0,
-        copies=0.0,
-        repeats=0.0,
-        text=0.0,
-        lookups=0.0,
-        facts=0.15,
-        gathered=0.85,
-    ),
 )
 
 #: From the base checkpoint, on the user's own corpus.
 CONTINUE = (Phase("continue", 600_000, 1024, 6, 4e-4, 4e-5, walks=0.0, copies=0.1, repeats=0.1, text=0.5, lookups=0.3),)
 
-#: From a short model: more of the scopes, where numbers weigh about as much as text.
+#: From a short model: facts to be found again among spans gathered from a longer text; numbers weigh about as much as
+#: the text beside them.
 SHARPEN = (
     Phase(
         "sharpen",

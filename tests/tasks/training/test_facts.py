@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from longloom.tasks.training.facts import FACTS as STREWN
 from longloom.tasks.training.facts import GATHERED, LOCAL, SINK, SPAN, Facts
 from longloom.tasks.training.mix import IGNORE, Turns, batch_of
-from longloom.tasks.training.recipe import SHORT
+from longloom.tasks.training.recipe import RECIPES
 
 #: One id a character, so that ids read as text; corpora are of ids above them.
 FACTS = Facts(
@@ -83,15 +83,23 @@ def test_a_short_sequence_still_ends_in_its_questions() -> None:
         assert mask[-7:].all()
 
 
-def test_the_last_phase_asks_in_scopes() -> None:
-    """Through `batch_of`: most of a batch's rows carry a loss on a few numbers alone."""
+def test_a_short_model_is_sharpened_on_scopes() -> None:
+    """Through `batch_of`: most of a batch's rows carry a loss on a few numbers alone, text on a few of its tokens."""
     corpus = np.arange(TEXT, TEXT + 5000, dtype="<u4")
-    phase = dataclasses.replace(SHORT[-1], batch=200)
+    (phase,) = RECIPES["continue"]["short"]
     ids, labels = batch_of(
-        phase, 0, seed=0, corpus=corpus, vocab=9000, first=4, turns=Turns(user=1, assistant=2, end=0), facts=FACTS
+        dataclasses.replace(phase, batch=200),
+        0,
+        seed=0,
+        corpus=corpus,
+        vocab=9000,
+        first=4,
+        turns=Turns(user=1, assistant=2, end=0),
+        facts=FACTS,
     )
     assert ((labels == ids) | (labels == IGNORE)).all()
     marked = (labels != IGNORE).sum(axis=1)
-    scopes = np.isin(marked, [7 * count for count in range(GATHERED[0], GATHERED[1] + 1)])
-    assert 0.75 < scopes.mean() < 0.95
-    assert (marked[~scopes] > 100).all()
+    text = (ids >= TEXT).all(axis=1)
+    assert 0.15 < text.mean() < 0.35
+    assert set(marked[~text]) <= {7 * count for count in range(GATHERED[0], GATHERED[1] + 1)}
+    assert 0.03 < marked[text].mean() / 512 < 0.07
