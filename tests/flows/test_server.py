@@ -265,7 +265,7 @@ def test_deployments_have_the_whole_form_and_schedules_that_are_switched_off(ui:
     names = {deployment["name"] for deployment in found}
     assert names == {
         *("index", "pretrain", "coreset", "finetune", "evaluate", "rag", "heads", "judge", "pipeline", "report"),
-        "compare",
+        *("compare", "explain", "contamination", "trace"),
     }
     assert {deployment["work_pool_name"] for deployment in found} == {"longloom"}
     switches = {(d["name"], s["slug"]): s["active"] for d in found for s in d["schedules"]}
@@ -366,7 +366,7 @@ def test_bootstrap_can_be_repeated_and_keeps_what_was_decided_in_the_ui(ui: Ui) 
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "11 deployments" in done.stdout
+    assert "14 deployments" in done.stdout
     after = ui.deployment("evaluate")
     assert after["id"] == before["id"]
     assert {(s["slug"], s["schedule"]["cron"], s["active"]) for s in after["schedules"]} == {
