@@ -10,7 +10,8 @@ Then, with held-out modules as text:
 - needles, a pass key at five depths: within the window and beyond it, under several KV policies;
 - perplexity of the same tokens, behind what the window holds and behind ever longer contexts;
 - the same pass keys as records of LongBench's and L-Eval's formats, beside prompts cut in the middle to the window;
-- RULER's niah_multikey_3, where the paper's method is known to fail, with settings that may help.
+- RULER's niah_multikey_3, where the paper's method is known to fail, and its like in sentences that the models know,
+  with settings that may help.
 
 What was asked is kept, so that a run that was stopped goes on. Nothing here is timed.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import math
 import random
@@ -35,10 +37,10 @@ from longloom.flows.runtime import prepare, quiet, start_server
 
 WINDOW = 512
 #: Tokens of prompt and answer -> haystacks at each depth. The first is within the window; the longest is dear.
-HAYSTACKS = {480: 4, 1024: 2, 2048: 2, 8192: 2, 32_768: 1, 131_072: 1}
+HAYSTACKS = {480: 4, 1024: 4, 2048: 4, 8192: 4, 32_768: 2, 131_072: 1}
 DEPTHS = [10, 30, 50, 70, 90]
-#: From here on one depth is asked a seed: reading a prompt takes many minutes on a core.
-DEAR = 131_072
+#: From here on a haystack holds a needle at each depth, each asked for by itself: reading one takes up to many minutes.
+SHARED = 32_768
 #: Prompts read together. Those of a length differ by a few tokens, and all are cut into chunks where the longest is.
 BATCH = 5
 QUESTION = "The pass key for {key} is"
@@ -61,7 +63,7 @@ OPTIONS = [
 #: Of the records in LongBench's and L-Eval's formats.
 RECORDS_AT = 4096
 RULER_AT = [512, 2048]
-RULER = ["full", STREAMING, LONGCACHE, "longcache:k=16", "longcache:local=128,span=8"]
+RULER = ["full", STREAMING, LONGCACHE, "longcache:k=16", DIVIDED]
 #: Predicted tokens at a place, places of each length, one behind the other, and texts.
 PREDICTED = 256
 PLACES = 8
@@ -111,17 +113,67 @@ def needles(model: Path, corpus: Path, root: Path, seed: int, length: int) -> di
     if length == OPTIONS_AT:
         policies |= dict.fromkeys(OPTIONS, 1)
     found: dict[str, Any] = {}
-    depths = DEPTHS if length < DEAR else [DEPTHS[::2][seed % 3]]
     for policy, haystacks in policies.items():
-        options = {"lengths": [length], "depths": depths, "samples": haystacks, "style": "code", "question": QUESTION}
-        out = root / "needle" / f"{policy}-{length}-{haystacks}"
-        for row in asked(
-            model, corpus, out, policy, suite="needle", tasks=["single"], options=options, max_length=length, seed=seed
-        ):
-            cell = found.setdefault(policy, {}).setdefault(f"{row['depth']:g}", [0.0, 0])
+        ask = functools.partial(asked, model, out=root / "needle" / f"{policy}-{length}-{haystacks}", policy=policy)
+        if length < SHARED:
+            options = {"lengths": [length], "depths": DEPTHS, "samples": haystacks, "style": "code"}
+            options["question"] = QUESTION
+            rows = ask(data=corpus, suite="needle", tasks=["single"], options=options, max_length=length, seed=seed)
+            depths = [row["depth"] for row in rows]
+        else:
+            data = root / f"haystacks-{length}"
+            shared_haystacks(model, corpus, data, seed, length, haystacks)
+            depths = DEPTHS * haystacks
+            rows = ask(data=data, suite="records", tasks=["passkey"], options={}, max_length=2 * length, seed=seed)
+        for depth, row in zip(depths, rows, strict=True):
+            cell = found.setdefault(policy, {}).setdefault(f"{depth:g}", [0.0, 0])
             cell[0] += row["score"]
             cell[1] += 1
     return found
+
+
+def shared_haystacks(model: Path, corpus: Path, data: Path, seed: int, length: int, haystacks: int) -> None:
+    """Writes records in LongBench's format: of each haystack, a needle at each depth."""
+    from transformers import AutoTokenizer
+
+    from longloom.evals.needle.haystack import Stream, insert_all
+    from longloom.evals.needle.suite import ADJECTIVES, NOUNS, TEMPLATES
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    stream, chance, rows = Stream(corpus), random.Random(1000 * seed + length), []
+    for number in range(haystacks):
+        text = ""
+        while len(ids := tokenizer(text, add_special_tokens=False, verbose=False).input_ids) < length:
+            text += stream.next() + "\n\n"
+        text = str(tokenizer.decode(ids[: length - 400]))
+        names = chance.sample([f"{adjective}-{noun}" for adjective in ADJECTIVES for noun in NOUNS], len(DEPTHS))
+        keys = [str(key) for key in chance.sample(range(10_000, 100_000), len(DEPTHS))]
+        facts = [
+            TEMPLATES["single"]["needle"].format(key=name, value=key) for name, key in zip(names, keys, strict=True)
+        ]
+        places = [len(text) * depth // 100 for depth in DEPTHS]
+        context = insert_all(text, facts, at=places, depth=DEPTHS[0], style="code")
+        rows += [
+            {"input": QUESTION.format(key=name), "context": context, "answers": [key], "_id": f"{number}-{key}"}
+            for name, key in zip(names, keys, strict=True)
+        ]
+    write_longbench(data, rows)
+
+
+def write_longbench(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Records in LongBench's format, to be completed."""
+    (folder / "config").mkdir(parents=True, exist_ok=True)
+    forms = {
+        "dataset2prompt": "{context}\n\n{input}",
+        "dataset2maxlen": 32,
+        "dataset2metric": "string_match",
+        "dataset2chat": False,
+    }
+    for name, form in forms.items():
+        (folder / "config" / f"{name}.json").write_text(json.dumps({"passkey": form}))
+    common = {"language": "en", "all_classes": None, "dataset": "passkey"}
+    lines = [json.dumps({**row, **common, "length": len(row["context"].split())}) + "\n" for row in rows]
+    (folder / "passkey.jsonl").write_text("".join(lines))
 
 
 def perplexities(model_folder: Path, corpus: Path, seed: int, length: int) -> dict[str, Any]:
@@ -175,26 +227,16 @@ def records(model: Path, corpus: Path, root: Path, seed: int) -> dict[str, Any]:
     options = {"lengths": [RECORDS_AT], "depths": DEPTHS, "samples": 2, "style": "code", "question": QUESTION}
     made = Needle(Source(data=corpus, tokenizer=tokenizer, seed=100 + seed, options=options)).records("single")
     longbench, leval = root / "longbench", root / "leval"
-    for folder in (longbench / "config", leval):
-        folder.mkdir(parents=True, exist_ok=True)
+    leval.mkdir(parents=True, exist_ok=True)
     bench, exam = [], []
     for number, record in enumerate(made):
         (request,), answers = record["requests"], record["references"]
         begin, end = request["context"]
         context, question = request["document"][begin:end], request["query"]
-        common = {"language": "en", "all_classes": None, "length": len(context.split()), "dataset": "passkey"}
-        bench.append({"input": question, "context": context, "answers": answers, "_id": str(number), **common})
+        bench.append({"input": question, "context": context, "answers": answers, "_id": str(number)})
         exam.append({"instructions": [question], "outputs": answers, "input": context, "evaluation": "f1"})
-    forms = {
-        "dataset2prompt": "{context}\n\n{input}",
-        "dataset2maxlen": 32,
-        "dataset2metric": "string_match",
-        "dataset2chat": False,
-    }
-    for name, form in forms.items():
-        (longbench / "config" / f"{name}.json").write_text(json.dumps({"passkey": form}))
-    for path, rows in ((longbench / "passkey.jsonl", bench), (leval / "natural_question.jsonl", exam)):
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_longbench(longbench, bench)
+    (leval / "natural_question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in exam))
 
     found: dict[str, Any] = {}
     for suite, task, data in (("records", "passkey", longbench), ("leval", "natural_question", leval)):
@@ -217,24 +259,43 @@ def records(model: Path, corpus: Path, root: Path, seed: int) -> dict[str, Any]:
 
 
 def ruler(model: Path, root: Path, seed: int) -> dict[str, Any]:
-    """Setting -> length -> score of niah_multikey_3."""
+    """Task -> setting -> length -> score: niah_multikey_3, and the same in sentences that these models know."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
     found: dict[str, Any] = {}
     for length in RULER_AT:
+        data = root / f"nothing-but-needles-{length}"
+        nothing_but_needles(tokenizer, data, seed, length)
         for policy in RULER if length > WINDOW else RULER[:1]:
-            rows = asked(
-                model,
-                None,
-                root / "ruler" / f"{policy}-{length}",
-                policy,
-                suite="ruler",
-                tasks=["niah_multikey_3"],
-                options={"lengths": [length], "samples": 10},
-                max_length=length,
-                seed=seed,
-            )
-            score = 100 * statistics.mean(row["score"] for row in rows)
-            found.setdefault(policy, {})[str(length)] = [round(score, 2), len(rows)]
+            ask = functools.partial(asked, model, policy=policy, max_length=length, seed=seed)
+            ways: dict[str, dict[str, Any]] = {
+                "niah_multikey_3": {"data": None, "suite": "ruler", "options": {"lengths": [length], "samples": 10}},
+                "passkey": {"data": data, "suite": "records", "options": {}},
+            }
+            for task, way in ways.items():
+                rows = ask(out=root / task / f"{policy}-{length}", tasks=[task], **way)
+                score = 100 * statistics.mean(row["score"] for row in rows)
+                found.setdefault(task, {}).setdefault(policy, {})[str(length)] = [round(score, 2), len(rows)]
     return found
+
+
+def nothing_but_needles(tokenizer: Any, data: Path, seed: int, length: int) -> None:
+    """Ten records of a haystack that is pass keys and nothing else, one of which is asked for."""
+    from longloom.evals.needle.suite import ADJECTIVES, NOUNS, TEMPLATES
+
+    chance, rows = random.Random(1000 * seed + length), []
+    names = [f"{adjective}-{noun}" for adjective in ADJECTIVES for noun in NOUNS]
+    for number in range(10):
+        keys = [str(key) for key in chance.sample(range(10_000, 100_000), len(names))]
+        facts = dict(zip(chance.sample(names, len(names)), keys, strict=True))
+        lines = [f"# {TEMPLATES['single']['needle'].format(key=name, value=key)}\n" for name, key in facts.items()]
+        sizes = itertools.accumulate(len(tokenizer(line, add_special_tokens=False).input_ids) for line in lines)
+        kept = sum(size < length - 64 for size in sizes)
+        name = chance.choice(list(facts)[:kept])
+        rows.append({"input": QUESTION.format(key=name), "context": "".join(lines[:kept]), "answers": [facts[name]]})
+        rows[-1]["_id"] = str(number)
+    write_longbench(data, rows)
 
 
 def one_seed(root: str, seed: int, most: int) -> dict[str, Any]:
@@ -319,9 +380,14 @@ def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
             suite: {way: spread([seed["records"][suite][way]["found"] for seed in seeds]) for way in ways}
             for suite, ways in first["records"].items()
         },
-        "ruler": {
-            policy: {length: spread([seed["ruler"][policy][length][0] for seed in seeds]) for length in lengths}
-            for policy, lengths in first["ruler"].items()
+        **{
+            task: {
+                policy: {
+                    length: spread([seed["ruler"][task][policy][length][0] for seed in seeds]) for length in lengths
+                }
+                for policy, lengths in policies.items()
+            }
+            for task, policies in first["ruler"].items()
         },
     }
 

@@ -7,7 +7,7 @@ neighbouring span for the fact that was asked about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +18,17 @@ FACTS = (1, 8)
 GATHERED = (1, 3)
 #: Tokens at a sequence's end in which facts are completed.
 COMPLETED = (20, 160)
-#: Of a gathered sequence, tokens: of its beginning, of a fact's span, of another, of the text at its end, and of text
-#: before a fact.
+#: Of a gathered sequence, tokens: of its beginning, of a span at most, of one beside the facts', and of the text at its
+#: end.
 SINK = 32
 SPAN = 32
 LIKE = (4, 16)
 LOCAL = (130, 240)
-BEFORE = (2, 20)
+#: Of a fact's span, tokens before its number and behind it.
+BEFORE = (3, 24)
+BEHIND = (1, 12)
+#: Tokens of the corpus in which a sequence looks for likenesses.
+SEARCHED = 2**19
 
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -70,8 +74,8 @@ class Facts:
     def gathered(self, rng: np.random.Generator, corpus: npt.NDArray[np.integer], length: int) -> tuple[Ids, Mask]:
         """A scope of `length` tokens: a text's beginning, spans of others in any order, its end, and questions.
 
-        The spans tell the facts, and the rest of them lie around occurrences of the questions' last token: those are
-        what a search among keys finds beside the answer.
+        The spans tell the facts, and the rest of them lie around what is like a place in a question or its number, as
+        those are that a search among keys finds beside the answer, at each of the answer's tokens.
 
         Args:
             rng: of this sequence.
@@ -85,11 +89,10 @@ class Facts:
         questions = [self._asked(*fact) for fact in facts]
         end = sum(len(asked) + len(key) for asked, key in questions)
         local = min(int(rng.integers(*LOCAL)), max(0, length - end - SINK - (len(facts) + 1) * SPAN))
-        spans = [self._among(rng, corpus, self._told(*fact)) for fact in facts]
-        alike = np.flatnonzero(corpus == questions[0][0][-1])
-        alike = alike[(alike >= SPAN) & (alike < len(corpus) - SPAN)]
+        spans = [self._among(rng, corpus, *fact) for fact in facts]
+        likenesses = self._likenesses(rng, corpus, questions)
         while (room := length - end - SINK - local - sum(map(len, spans))) > 0:
-            place = int(rng.choice(alike)) if len(alike) else int(rng.integers(SPAN, len(corpus) - SPAN))
+            place = next(likenesses)
             # Short ones too: so many more likenesses to tell the answer from as a long context has.
             size = int(rng.integers(LIKE[0], LIKE[1] + 1))
             begin = place - int(rng.integers(size // 4, 3 * size // 4 + 1))
@@ -121,10 +124,42 @@ class Facts:
         asked = len(self.encode("\n\n" + self.fact.partition("{key}")[0].format(name=name).rstrip()))
         return told[:asked], told[asked:]
 
-    def _among(self, rng: np.random.Generator, corpus: npt.NDArray[np.integer], line: list[int]) -> list[int]:
-        """A span of text with `line` in it, whole: about SPAN tokens."""
-        begin = int(rng.integers(0, len(corpus) - 2 * SPAN))
-        text = corpus[begin : begin + 2 * SPAN].tolist()
-        before = int(rng.integers(*BEFORE))
-        after = max(0, SPAN + int(rng.integers(0, SPAN // 4 + 1)) - before - len(line))
-        return [*text[:before], *line, *text[before : before + after]]
+    def _among(self, rng: np.random.Generator, corpus: npt.NDArray[np.integer], name: str, key: str) -> list[int]:
+        """A span of text around the number of a fact: what is before it may begin within the sentence."""
+        line = self._told(name, key)
+        number = len(self.encode("\n# " + self.fact.partition("{key}")[0].format(name=name).rstrip()))
+        begin = int(rng.integers(SPAN, len(corpus) - SPAN))
+        before = [*corpus[begin - SPAN : begin].tolist(), *line[:number]]
+        after = [*line[number:], *corpus[begin : begin + SPAN].tolist()]
+        digits = len(self._asked(name, key)[1])
+        return [
+            *before[-int(rng.integers(BEFORE[0], BEFORE[1] + 1)) :],
+            *after[: digits + int(rng.integers(BEHIND[0], BEHIND[1] + 1))],
+        ]
+
+    def _likenesses(
+        self, rng: np.random.Generator, corpus: npt.NDArray[np.integer], questions: list[tuple[list[int], list[int]]]
+    ) -> Iterator[int]:
+        """Places of the corpus like one place before or within a number: its token there, half the time two of them.
+
+        One place a sequence, as a search has one token at hand: all that it finds beside the answer is like that.
+        """
+        size = min(SEARCHED, len(corpus) - 2 * SPAN)
+        begin = SPAN + int(rng.integers(0, len(corpus) - 2 * SPAN - size + 1))
+        asked, key = questions[int(rng.integers(len(questions)))]
+        last = len(asked) + int(rng.integers(len(key)))
+        tokens = (*asked, *key)[last - 2 : last]
+        alike = [_places(corpus[begin : begin + size], tokens[-count:]) for count in (1, 2)]
+        while True:
+            yield begin + int(rng.choice(alike[int(rng.integers(2))]))
+
+
+def _places(searched: npt.NDArray[np.integer], tokens: tuple[int, ...]) -> npt.NDArray[np.intp]:
+    """Where the last of the tokens stands behind the others; where none does, behind fewer of them; else, anywhere."""
+    like = searched == tokens[-1]
+    for back, token in enumerate(reversed(tokens[:-1]), start=1):
+        like[back:] &= searched[:-back] == token
+        like[:back] = False
+    if like.any():
+        return np.flatnonzero(like)
+    return _places(searched, tokens[1:]) if len(tokens) > 1 else np.arange(len(searched))
