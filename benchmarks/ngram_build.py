@@ -1,10 +1,12 @@
 """What an n-gram index takes to build: our suffix sort against infini-gram's builder, growth, and peak memory.
 
-    python benchmarks/ngram_build.py                      # the standard library, and installed packages for growth
-    python benchmarks/ngram_build.py --books FOLDER       # text files for the repetitive text, with the sources
-    python benchmarks/ngram_build.py --json results.json
+    python benchmarks/ngram_build.py --books FOLDER --json results.json
 
-Each figure is a ratio of two processes on the same token files, started in turns, from start to end. A speed is told
+The books are .md and .txt files, which join the repetitive text and the large one. The other texts are the
+standard library's sources and, for growth, those of the installed packages. About 25 minutes on two idle cores, a
+quarter of them the package's on the repetitive bytes, which therefore are sorted once and not three times.
+
+Each ratio is that of two processes on the same token files, started in turns, from start to end. A speed is told
 only once both tables are the same; where they differ, ours must be in order and the package's must not be. The
 repetitive text is the same documents again and again, in another order each time: the package's merge needs time in the
 square of the length of a repeat, and would not end on repeats of megabytes.
@@ -91,6 +93,10 @@ def repeated(texts: list[str], megabytes: float) -> list[str]:
     return out
 
 
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def timed(run: Any) -> float:
     began = time.perf_counter()
     run()
@@ -102,13 +108,20 @@ def sort_ours(folder: Path, token_dtype: str, jobs: int) -> None:
     subprocess.run([sys.executable, "-c", SORT, *files, token_dtype, str(jobs)], check=True)
 
 
+def encoded(texts: list[str], token_dtype: str) -> list[np.ndarray]:
+    """The tokens of each text; of equal ones once."""
+    distinct = list(dict.fromkeys(texts))
+    encode = encoder(None if token_dtype == "u8" else BASE)
+    tokens = dict(zip(distinct, encode.encode(distinct), strict=True))
+    return [tokens[text] for text in texts]
+
+
 def against_package(name: str, texts: list[str], token_dtype: str, *, jobs: int, rounds: int) -> dict[str, Any]:
     """Ours and the package's builder on the same tokens."""
-    encode = encoder(None if token_dtype == "u8" else BASE)
     times: dict[str, list[float]] = {"ours": [], "package": []}
     with tempfile.TemporaryDirectory(prefix="longloom-bench-") as scratch:
         folder = Path(scratch)
-        tokens = write_tokens(encode.encode(texts), folder, token_dtype)
+        tokens = write_tokens(encoded(texts, token_dtype), folder, token_dtype)
         table = shard_file(folder, TABLE, 0)
         memory = math.ceil(tokens.nbytes * 12 / 2**30) + 1  # enough for one batch of its parts
         right = True
@@ -139,28 +152,48 @@ def against_package(name: str, texts: list[str], token_dtype: str, *, jobs: int,
         "package_right": right,
     }
     speeds = f"ours {result['ours_s']:.2f} s  package {result['package_s']:.2f} s  x{result['ratio']['median']:.2f}"
-    print(f"{name:<18} {len(tokens):>11} {token_dtype}  {speeds}{'' if right else '  (its order is wrong)'}")
+    _say(f"{name:<18} {len(tokens):>11} {token_dtype}  {speeds}{'' if right else '  (its order is wrong)'}")
     return result
 
 
-def growth(texts: list[str], sizes: list[float], token_dtype: str, *, jobs: int, rounds: int) -> dict[str, Any]:
-    """Seconds of the sort as the text grows, and the exponent b of seconds = a * bytes^b."""
-    encode = encoder(None if token_dtype == "u8" else BASE)
-    rows = []
-    for size in sizes:
-        with tempfile.TemporaryDirectory(prefix="longloom-bench-") as scratch:
-            folder = Path(scratch)
-            wanted = list(_up_to(texts, size))
-            tokens = write_tokens(encode.encode(wanted), folder, token_dtype)
-            seconds = [timed(lambda: sort_ours(folder, token_dtype, jobs)) for _ in range(rounds)]  # noqa: B023
-        text_bytes = sum(len(text.encode()) for text in wanted)
-        rows.append({"text_bytes": text_bytes, "tokens": len(tokens), "seconds": round(statistics.median(seconds), 3)})
-        print(f"growth {token_dtype:<4} {text_bytes / 1e6:>8.1f} MB  {rows[-1]['seconds']:.2f} s")
-    exponent, scale = np.polyfit(
-        np.log([row["text_bytes"] for row in rows]), np.log([row["seconds"] for row in rows]), 1
+def growth(
+    texts: list[str], sizes: list[float], large: list[str], token_dtype: str, *, jobs: int, rounds: int, memory: float
+) -> dict[str, Any]:
+    """Seconds of the sort and of the whole build as the text grows, and of a large text beside what these foretell.
+
+    The curves are start + a * bytes^b, the start being the time of a text of a kilobyte, fitted in logarithms with the
+    weights that noise of the same seconds everywhere gives.
+    """
+    empty, *rows = (
+        _row(list(_up_to(texts, size)), token_dtype, jobs=jobs, rounds=rounds, memory=memory)
+        for size in (1e-3, *sorted(sizes))
     )
-    print(f"growth {token_dtype:<4} seconds = {math.exp(scale):.3g} * bytes^{exponent:.3f}")
-    return {"token_dtype": token_dtype, "rows": rows, "exponent": round(float(exponent), 3), "scale": math.exp(scale)}
+    beyond = _row(large, token_dtype, jobs=jobs, rounds=1, memory=memory)
+    curves = {}
+    for part in ("sort", "build"):
+        start = empty[part]["seconds"]
+        excess = [max(row[part]["seconds"] - start, 1e-3) for row in rows]
+        exponent, scale = np.polyfit(np.log([row["text_bytes"] for row in rows]), np.log(excess), 1, w=excess)
+        foretold = start + math.exp(scale) * beyond["text_bytes"] ** exponent
+        curves[part] = {"start": start, "scale": math.exp(scale), "exponent": round(float(exponent), 3)}
+        beyond[part]["foretold"] = round(foretold, 2)
+        _say(f"growth {token_dtype:<4} {part} seconds = {start:.2f} + {math.exp(scale):.3g} * bytes^{exponent:.3f}, "
+             f"foretells {foretold:.1f} s for the large text, {beyond[part]['seconds']:.1f} taken")  # fmt: skip
+    return {"token_dtype": token_dtype, "curves": curves, "rows": [empty, *rows], "large": beyond}
+
+
+def _row(texts: list[str], token_dtype: str, *, jobs: int, rounds: int, memory: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="longloom-bench-") as scratch:
+        folder = Path(scratch)
+        tokens = write_tokens(encoded(texts, token_dtype), folder, token_dtype)
+        seconds = [timed(lambda: sort_ours(folder, token_dtype, jobs)) for _ in range(rounds)]
+    row = {
+        "text_bytes": sum(len(text.encode()) for text in texts),
+        "tokens": len(tokens),
+        "sort": {"seconds": round(statistics.median(seconds), 3)},
+    }
+    _say(f"sort {token_dtype:<6} {row['text_bytes'] / 1e6:>8.1f} MB  {statistics.median(seconds):.2f} s")
+    return {**row, "build": memory_of_build(texts, token_dtype, memory, jobs=jobs)}
 
 
 def _up_to(texts: list[str], megabytes: float) -> Iterator[str]:
@@ -171,7 +204,6 @@ def _up_to(texts: list[str], megabytes: float) -> Iterator[str]:
             return
         yield content[:left].decode(errors="ignore")
         left -= len(content)
-    assert left <= 0, f"the sources are {left} bytes short of {megabytes} MB"
 
 
 def memory_of_build(texts: list[str], token_dtype: str, memory_gib: float, *, jobs: int) -> dict[str, Any]:
@@ -203,8 +235,8 @@ def memory_of_build(texts: list[str], token_dtype: str, memory_gib: float, *, jo
         "peak_gib": round(peak / 2**30, 3),
         "seconds": round(seconds, 2),
     }
-    print(f"build {token_dtype}  {counts['tokens']} tokens, {counts['shards']} shards in {seconds:.1f} s, "
-          f"peak {result['peak_gib']} of {memory_gib} GiB")  # fmt: skip
+    _say(f"build {token_dtype:<5} {result['text_bytes'] / 1e6:>8.1f} MB  {seconds:.2f} s, {counts['tokens']} tokens, "
+         f"{counts['shards']} shards, peak {result['peak_gib']} of {memory_gib} GiB")  # fmt: skip
     return result
 
 
@@ -227,36 +259,46 @@ def main() -> None:
     parser.add_argument("--repetitive", type=float, default=166, help="MB of repetitive text")
     parser.add_argument("--stdlib", type=float, default=1e3, help="MB of the standard library at most")
     parser.add_argument("--sizes", type=float, nargs="+", default=[1, 4, 16, 64], help="MB of the growing text")
+    parser.add_argument("--large", type=float, default=208, help="MB of the large text: sources and books, repeated")
     parser.add_argument("--memory", type=float, nargs="+", default=[1, 2], help="bounds on memory, GiB")
-    parser.add_argument("--books", type=Path, help="folder of .md and .txt files that join the repetitive text")
+    parser.add_argument("--books", type=Path, help="folder of .md and .txt files")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     jobs, rounds = options.jobs, options.rounds
     library = standard_library(options.stdlib)
     books = sources([options.books], 1e3, (".md", ".txt")) if options.books else []
+    if options.books and not books:
+        parser.error(f"--books {options.books}: no .md or .txt file there")
     many = library + sources([Path(sysconfig.get_paths()["purelib"])], max(options.sizes))
-    repetitive = repeated(books + library, options.repetitive)
-    results: dict[str, Any] = {
-        "machine": machine(),
-        "jobs": jobs,
-        "against_package": {
-            name: against_package(name, texts, token_dtype, jobs=jobs, rounds=rounds)
-            for name, texts, token_dtype in (
-                ("stdlib tokens", library, "u16"),
-                ("stdlib bytes", library, "u8"),
-                ("repetitive bytes", repetitive, "u8"),
-                ("repetitive tokens", repetitive, "u16"),
-            )
-        },
-        "growth": [growth(many, options.sizes, name, jobs=jobs, rounds=rounds) for name in ("u8", "u16")],
-        "memory": [
-            memory_of_build(list(_up_to(many, max(options.sizes))), name, bound, jobs=jobs)
-            for name in ("u8", "u16")
-            for bound in options.memory
-        ],
-    }
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    held = sum(len(text.encode()) for text in many) / 1e6
+    if held < max(options.sizes):
+        parser.error(f"--sizes {max(options.sizes)}: the installed sources are {held:.0f} MB")
+    repetitive, large = repeated(books + library, options.repetitive), repeated(books + many, options.large)
+    results: dict[str, Any] = {"machine": machine(), "jobs": jobs, "against_package": {}, "growth": [], "memory": []}
+
+    def save() -> None:
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=1) + "\n")
+
+    save()
+    for name, texts, token_dtype, times in (
+        ("stdlib tokens", library, "u16", rounds),
+        ("stdlib bytes", library, "u8", rounds),
+        ("repetitive bytes", repetitive, "u8", 1),
+        ("repetitive tokens", repetitive, "u16", 1),
+    ):
+        compared = against_package(name, texts, token_dtype, jobs=jobs, rounds=times)
+        results["against_package"][name] = compared
+        save()
+    grown = {"jobs": jobs, "rounds": rounds, "memory": max(options.memory)}
+    for token_dtype in ("u8", "u16"):
+        results["growth"].append(growth(many, options.sizes, large, token_dtype, **grown))
+        save()
+    for token_dtype in ("u8", "u16"):
+        for bound in options.memory:
+            texts = list(_up_to(many, max(options.sizes)))
+            results["memory"].append(memory_of_build(texts, token_dtype, bound, jobs=jobs))
+            save()
 
 
 if __name__ == "__main__":

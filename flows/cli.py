@@ -534,6 +534,10 @@ def main() -> None:
         _fail(*describe(error))
 
 
+#: A full disk, a quota, a limit on the size of files.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def describe(error: BaseException) -> tuple[str, int]:
     """One line for an error, and the exit code: 2 for what the user can mend, 1 for what must be a mistake of ours."""
     if isinstance(error, CycloptsError) and isinstance(error.__cause__, ValidationError):
@@ -546,7 +550,7 @@ def describe(error: BaseException) -> tuple[str, int]:
             text += f", found {first['input']!r}"
         return f"{place}: {text}" if place else text, 2
     text = " ".join(str(error).split()) or type(error).__name__
-    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in text:
+    if (isinstance(error, OSError) and error.errno in _NO_ROOM) or "No space left on device" in text:
         return f"disk full: {getattr(error, 'filename', None) or text}; nothing was published", 2
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}", 2

@@ -2,7 +2,8 @@
 
 Three steps that know of each other only through files: the tokens of a shard are written, then its suffix array (while
 the next one's tokens are), then index.json. A killed build goes on after the last shard whose tokens are whole, and
-sorts those that have no table; a table appears when it is whole.
+sorts those that have no table; a table appears when it is whole. What was written of another corpus, or of this one
+while it changed, is never gone on with.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from longloom.storage.atomic import write_atomic
-from longloom.storage.parquet import count_rows, iter_batches
+from longloom.storage.parquet import count_rows, files_of, iter_batches
+from longloom.storage.stamps import file_stamp
 from longloom.storage.stats import Stats
 from longloom.tasks.ngrams.encode import TOKENIZER_FILE, Encoder, encoder
 from longloom.tasks.ngrams.layout import (
@@ -40,7 +43,7 @@ from longloom.tasks.ngrams.layout import (
 from longloom.tasks.ngrams.sorters import Plan, Sorters
 from longloom.tasks.progress import Progress, silent
 
-#: The shards whose tokens are written, while a build goes on.
+#: What is built and the shards whose tokens are written, while a build goes on.
 PROGRESS = ".shards.json"
 
 #: A batch to encode ends with this many documents or characters: an encoding takes about 100 bytes a token.
@@ -72,7 +75,7 @@ def build(
     Args:
         corpus: folder of `documents-*.parquet`; read as a stream.
         tokenizer: folder with a tokenizer.json; None for the bytes of UTF-8.
-        out: an empty folder, or what a killed build of the same left: shards that are whole are kept.
+        out: an empty folder, or what a killed build left: its whole shards are kept if they are of the same.
         threads: for sorting.
         memory_gib: memory that the build may take, this process included.
         shard_tokens: tokens and separators of a shard at most (a longer document has one of its own); as many as
@@ -86,16 +89,20 @@ def build(
 
     Raises:
         FileNotFoundError: no corpus or no tokenizer there.
-        ValueError: a corpus without documents; too little memory.
+        ValueError: a corpus without documents, or one that changed while it was read; too little memory.
         RuntimeError: a process that sorted was killed.
     """
     plan = Plan.of(threads=threads, memory_gib=memory_gib)
     encode = encoder(tokenizer)
     entries = shard_tokens or plan.entries(encode.token_dtype)
-    layout = _finished(out)
+    layout = _finished(out, encode)
     if layout is None:
-        shards = _resume(out)
-        with Sorters(out, encode.token_dtype, plan, threads=threads, dask=dask) as sorters:
+        what: dict[str, Any] = {"corpus": _stamps(corpus), "tokenizer": encode.digest, "shard_tokens": shard_tokens}
+        shards = _resume(out, what)
+        with (
+            _unchanged(corpus, what["corpus"], out),
+            Sorters(out, encode.token_dtype, plan, threads=threads, dask=dask) as sorters,
+        ):
             for number, shard in enumerate(shards):
                 sorters.add(number, shard)
             documents = tokenize(corpus, encode, progress, skip=sum(shard.documents for shard in shards))
@@ -103,14 +110,16 @@ def build(
                 documents, out, token_dtype=encode.token_dtype, entries=entries, first=len(shards)
             ):
                 shards.append(shard)
-                write_atomic(out / PROGRESS, json.dumps([asdict(shard) for shard in shards]))
+                write_atomic(out / PROGRESS, json.dumps({"of": what, "shards": [asdict(shard) for shard in shards]}))
                 sorters.add(len(shards) - 1, shard)
             if not shards:
                 raise ValueError(f"{corpus}: the corpus holds no documents")
             sorters.finish()
         if tokenizer is not None:
             _copy_tokenizer(tokenizer, out / TOKENIZER_FOLDER)
-        layout = Layout(encode.token_dtype, encode.vocab_size, tuple(shards))
+            if encoder(out / TOKENIZER_FOLDER).digest != encode.digest:
+                raise ValueError(f"{tokenizer}: the tokenizer changed while it was used; run again")
+        layout = Layout(encode.token_dtype, encode.vocab_size, tuple(shards), encode.digest)
         layout.write(out)
     (out / PROGRESS).unlink(missing_ok=True)
     return Stats(
@@ -119,20 +128,49 @@ def build(
     )
 
 
-def _finished(out: Path) -> Layout | None:
+def _finished(out: Path, encode: Encoder) -> Layout | None:
     """The index in `out`, if a killed build had come to its end."""
     try:
-        return read_layout(out)
+        layout = read_layout(out)
     except (FileNotFoundError, ValueError):
+        layout = None
+    if layout is None or (layout.token_dtype, layout.tokenizer) != (encode.token_dtype, encode.digest):
         (out / INDEX_FILE).unlink(missing_ok=True)
         return None
+    return layout
 
 
-def _resume(out: Path) -> list[Shard]:
-    """The shards in `out` whose tokens are whole; whatever else lies there is deleted."""
+def _stamps(corpus: Path) -> list[list[int]]:
+    """What tells whether the files of a corpus changed."""
+    return [file_stamp(path) for path in files_of(corpus, "documents")]
+
+
+@contextlib.contextmanager
+def _unchanged(corpus: Path, before: list[list[int]], out: Path) -> Iterator[None]:
+    """Raises a ValueError if a corpus changes meanwhile, whatever its reader came upon then; forgets the shards."""
+    error: Exception | None = None
+    try:
+        yield
+    except (ValueError, OSError) as found:  # pyarrow's errors are of both kinds
+        error = found
+    try:
+        same = _stamps(corpus) == before
+    except FileNotFoundError:
+        same = False
+    if not same:
+        (out / PROGRESS).unlink(missing_ok=True)
+        raise ValueError(f"{corpus}: the corpus changed while it was read; run again") from error
+    if error is not None:
+        raise error
+
+
+def _resume(out: Path, what: dict[str, Any]) -> list[Shard]:
+    """The shards of `what` in `out` whose tokens are whole; whatever else lies there is deleted."""
     shards = []
     if (out / PROGRESS).is_file():
-        shards = [Shard(**fields) for fields in json.loads((out / PROGRESS).read_text(encoding="utf-8"))]
+        found = json.loads((out / PROGRESS).read_text(encoding="utf-8"))
+        if isinstance(found, dict) and found.get("of") == what:  # a list: of an older version
+            shards = [Shard(**fields) for fields in found["shards"]]
     kept = {PROGRESS} | {f"{part}.{number}" for part in PARTS for number in range(len(shards))}
     for path in sorted(out.iterdir()):
         if path.name not in kept:

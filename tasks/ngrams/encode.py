@@ -5,6 +5,7 @@ Text is text: characters that spell a special token (`<|end|>`) are encoded as c
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,11 +26,13 @@ class Encoder(Protocol):
         token_dtype: u8, u16 or u32.
         vocab_size: tokens are below it.
         unknown: the token that stands for whatever the vocabulary cannot express; None where there is none.
+        digest: sha256 of tokenizer.json, since two vocabularies of one size may differ; None for raw bytes.
     """
 
     token_dtype: str
     vocab_size: int
     unknown: int | None
+    digest: str | None
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """The tokens of each text, as arrays of the token type; no special tokens are added."""
@@ -47,6 +50,7 @@ class ByteEncoder:
     token_dtype: str = "u8"
     vocab_size: int = 256
     unknown: int | None = None
+    digest: str | None = None
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """See `Encoder`."""
@@ -77,8 +81,9 @@ class TokenizerEncoder:
         path = folder / TOKENIZER_FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path}: is missing; expected a tokenizer saved in the fast format")
+        content = path.read_bytes()
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer = Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises bare Exceptions
             raise ValueError(f"{path}: cannot be read ({error})") from None
         self._tokenizer.no_truncation()
@@ -86,10 +91,11 @@ class TokenizerEncoder:
         self._tokenizer.encode_special_tokens = True
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.token_dtype = token_dtype_for(self.vocab_size)
-        self.unknown = self._unknown(path)
+        self.unknown = self._unknown(content)
+        self.digest: str | None = hashlib.sha256(content).hexdigest()
 
-    def _unknown(self, path: Path) -> int | None:
-        model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    def _unknown(self, content: bytes) -> int | None:
+        model = json.loads(content)["model"]
         if model.get("unk_id") is not None:  # Unigram
             return int(model["unk_id"])
         token = model.get("unk_token")

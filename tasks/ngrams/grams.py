@@ -58,14 +58,19 @@ def pack(queries: Sequence[Sequence[int]] | np.ndarray, *, dtype: np.dtype[Any],
         ValueError: an empty n-gram, or a token out of range.
         TypeError: something that is no integer.
     """
-    tokens, lengths = _flatten(queries)
-    if len(lengths) and not lengths.min():
-        raise ValueError(f"query {int(lengths.argmin())} holds no tokens, expected at least one")
-    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < limit:
-        wrong = int(np.flatnonzero((tokens < 0) | (tokens >= limit))[0])
-        query = int(np.searchsorted(np.cumsum(lengths), wrong, side="right"))
-        raise ValueError(f"query {query}: token {tokens[wrong]} is not in the vocabulary, expected 0 to {limit - 1}")
-    starts = np.cumsum(lengths) - lengths
+    tokens, lengths = flatten(queries, limit=limit)
+    return pack_slices(tokens, np.cumsum(lengths) - lengths, lengths, dtype=dtype)
+
+
+def pack_slices(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray, *, dtype: np.dtype[Any]) -> Grams:
+    """Packs slices of a sequence, which may overlap.
+
+    Args:
+        tokens: int64, checked.
+        starts: int64 [n].
+        lengths: int64 [n], at least 1.
+        dtype: of the tokens on disk.
+    """
     per_word = WORD // dtype.itemsize
     word_counts = -(-lengths // per_word)
     numbers = np.empty(len(lengths), dtype=np.int64)
@@ -87,8 +92,19 @@ def pack(queries: Sequence[Sequence[int]] | np.ndarray, *, dtype: np.dtype[Any],
     return Grams(distinct, numbers, np.concatenate([np.zeros(0, dtype=np.int64), *all_lengths]), groups)
 
 
-def _flatten(queries: Sequence[Sequence[int]] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All tokens in a row, and the lengths."""
+def flatten(queries: Sequence[Sequence[int]] | np.ndarray, *, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """All tokens in a row, and the lengths, int64 each; arguments and errors as of `pack`."""
+    tokens, lengths = _in_a_row(queries)
+    if len(lengths) and not lengths.min():
+        raise ValueError(f"query {int(lengths.argmin())} holds no tokens, expected at least one")
+    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < limit:
+        wrong = int(np.flatnonzero((tokens < 0) | (tokens >= limit))[0])
+        query = int(np.searchsorted(np.cumsum(lengths), wrong, side="right"))
+        raise ValueError(f"query {query}: token {tokens[wrong]} is not in the vocabulary, expected 0 to {limit - 1}")
+    return tokens, lengths
+
+
+def _in_a_row(queries: Sequence[Sequence[int]] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(queries, np.ndarray) and queries.ndim == 2:
         if queries.dtype.kind not in "iu":
             raise TypeError(f"the queries hold {queries.dtype}, expected integers")

@@ -60,11 +60,13 @@ class Layout:
         token_dtype: u8, u16 or u32.
         vocab_size: tokens are below it; 256 for raw bytes (of which UTF-8 never uses the separator, 255).
         shards: the corpus in its order, cut between documents.
+        tokenizer: `Encoder.digest` of what made the tokens; None for raw bytes, and in indexes that do not tell.
     """
 
     token_dtype: str
     vocab_size: int
     shards: tuple[Shard, ...]
+    tokenizer: str | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -86,6 +88,7 @@ class Layout:
         fields = {
             "token_dtype": self.token_dtype,
             "vocab_size": self.vocab_size,
+            "tokenizer": self.tokenizer,
             "documents": self.documents,
             "tokens": self.tokens,
             "shards": [asdict(shard) for shard in self.shards],
@@ -135,11 +138,14 @@ def read_layout(folder: Path) -> Layout:
             fields["token_dtype"],
             fields["vocab_size"],
             tuple(Shard(documents=shard["documents"], tokens=shard["tokens"]) for shard in shards),
+            fields.get("tokenizer"),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
     if layout.token_dtype not in TOKEN_TYPES:
         raise ValueError(f"{path}: token_dtype is {layout.token_dtype!r}, expected one of {', '.join(TOKEN_TYPES)}")
+    if not isinstance(layout.tokenizer, str | None):
+        raise ValueError(f"{path}: tokenizer is {layout.tokenizer!r}, expected a digest or null")
     counts = (layout.vocab_size, *totals)
     if not all(type(count) is int for count in counts) or min(counts) < 0 or totals[0] < 1:
         raise ValueError(f"{path}: found {counts} as vocab_size, documents and tokens, expected counts above zero")
@@ -180,7 +186,7 @@ def _check_sizes(folder: Path, layout: Layout, number: int, shard: Shard) -> Non
 
 
 def _check_ends(folder: Path, layout: Layout, number: int) -> None:
-    """The first and the last document begin with a separator, the last line of metadata lies in its file."""
+    """The first and the last document begin with a separator, the last line of metadata ends its file."""
     paths = {part: shard_file(folder, part, number) for part in PARTS}
     tokens = np.memmap(paths[TOKENS], dtype=layout.dtype, mode="r")
     offsets = np.memmap(paths[OFFSETS], dtype="<u8", mode="r")
@@ -191,8 +197,11 @@ def _check_ends(folder: Path, layout: Layout, number: int) -> None:
             raise ValueError(f"{paths[OFFSETS]}: no document begins at byte {offset} of {paths[TOKENS].name}")
     if int(offsets[0]):
         raise ValueError(f"{paths[OFFSETS]}: the first document begins at byte {offsets[0]}, expected 0")
-    if int(lines[0]) or int(lines[-1]) >= paths[METADATA].stat().st_size:
-        raise ValueError(f"{paths[METADATA_OFFSETS]}: does not belong to {paths[METADATA].name}")
+    size, last = paths[METADATA].stat().st_size, int(lines[-1])
+    with paths[METADATA].open("rb") as file:
+        file.seek(min(last, size))
+        if int(lines[0]) or not file.readline().endswith(b"\n") or file.tell() != size:
+            raise ValueError(f"{paths[METADATA_OFFSETS]}: does not belong to {paths[METADATA].name}")
 
 
 def read_deleted(folder: Path, layout: Layout) -> np.ndarray:

@@ -21,7 +21,15 @@ from infini_gram.engine import InfiniGramEngine
 from longloom.tasks.ngrams import cooccurrence
 from longloom.tasks.ngrams.encode import Encoder, encoder
 from longloom.tasks.ngrams.grams import Grams, pack
-from longloom.tasks.ngrams.infgram import InfGram, NextTokens, longest, next_tokens, probability
+from longloom.tasks.ngrams.infgram import (
+    InfGram,
+    InfGrams,
+    NextTokens,
+    longest,
+    next_tokens,
+    probabilities,
+    probability,
+)
 from longloom.tasks.ngrams.layout import (
     TOKENIZER_FOLDER,
     Layout,
@@ -210,6 +218,21 @@ class Index:
         [token] = self._tokens([token])
         return probability(self._shards, lambda: self._engine, self._code, self._context(context), token)
 
+    def infgram_probabilities(self, contexts: Sequence[Sequence[int]], tokens: Sequence[int]) -> InfGrams:
+        """The infinity-gram probabilities of n tokens, each after a context of its own, many times as fast.
+
+        Args:
+            contexts: n of them; one may be empty.
+            tokens: [n].
+
+        Raises:
+            ValueError: as `counts`; another number of tokens than of contexts.
+        """
+        if len(contexts) != len(tokens):
+            raise ValueError(f"found {len(tokens)} tokens for {len(contexts)} contexts, expected one for each")
+        queries = [[*context, token] for context, token in zip(contexts, tokens, strict=True)]
+        return probabilities(self._shards, queries, limit=self._limit)
+
     def infgram_next(self, context: Sequence[int]) -> NextTokens:
         """All tokens that follow the longest suffix of a context that stands in the corpus."""
         return next_tokens(self._shards, self._code, self._context(context))
@@ -264,7 +287,7 @@ def open_index(path: Path) -> Index:
 
     Raises:
         FileNotFoundError: no index there, or one of its files is missing.
-        ValueError: its files do not belong together: truncated, empty, of another width.
+        ValueError: its files do not belong together: truncated, empty, of another width, of another tokenizer.
     """
     layout = read_layout(path)
     encode = encoder(None if layout.token_dtype == "u8" else path / TOKENIZER_FOLDER)
@@ -273,4 +296,7 @@ def open_index(path: Path) -> Index:
             f"{path}: holds tokens of {layout.token_dtype} below {layout.vocab_size}, "
             f"its tokenizer gives {encode.token_dtype} below {encode.vocab_size}"
         )
+    if layout.tokenizer is not None and layout.tokenizer != encode.digest:
+        found = "raw bytes" if encode.digest is None else encode.digest[:12]
+        raise ValueError(f"{path}: holds tokens of the tokenizer {layout.tokenizer[:12]}, found {found} beside them")
     return Index(path, layout, encode, read_deleted(path, layout))

@@ -88,8 +88,17 @@ class OpenShard:
     def find(self, query: bytes) -> tuple[int, int]:
         """The entries whose suffixes begin with a query: the first one, and the one behind the last.
 
-        Plain bisection. It is faster than asking the engine, which starts a thread a shard for every query.
+        Plain bisection. It is faster than asking the engine, which starts a thread a shard for every query. Those of
+        single tokens, which are the longest to look for and the most asked for, are kept once found.
         """
+        if len(query) != self.tokens.itemsize:
+            return self._bisect(query)
+        found = self._singles.get(query)
+        if found is None:
+            found = self._singles[query] = self._bisect(query)
+        return found
+
+    def _bisect(self, query: bytes) -> tuple[int, int]:
         content, table, width, size = self._content, self._table_bytes, self.width, len(query)
 
         def beginning(entry: int) -> bytes:
@@ -109,7 +118,11 @@ class OpenShard:
             low, high = low + step // 2, min(low + step - 1, high)
         return start, bisect_right(range(high), query, lo=low, key=beginning)
 
-    @property
+    @cached_property
+    def _singles(self) -> dict[bytes, tuple[int, int]]:
+        return {}
+
+    @cached_property
     def _stride(self) -> int:
         return -(-self.entries // BEGINNINGS)
 
@@ -191,7 +204,7 @@ def shard_in_memory(documents: Sequence[np.ndarray], token_dtype: str) -> OpenSh
     tokens = np.concatenate([part for document in documents for part in (mark, document)]).astype(dtype, copy=False)
     sizes = np.array([len(document) + 1 for document in documents], dtype=np.int64)
     offsets = (np.cumsum(sizes) - sizes) * tokens.itemsize
-    pointers = (suffix_array(tokens) * tokens.itemsize).astype("<i8")
+    pointers = suffix_array(tokens).astype("<i8") * tokens.itemsize
     return OpenShard(tokens, pointers.view(np.uint8), 8, offsets)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
+import threading
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -71,6 +73,18 @@ def sort_shard(source: Path, table: Path, token_dtype: str, threads: int) -> Non
     """Writes the table of one shard; runs in any process that sees the files."""
     tokens = np.fromfile(source, dtype=TOKEN_TYPES[token_dtype])
     write_table(suffix_array(tokens, threads=threads), tokens, table)
+
+
+def _end_with_parent() -> None:
+    """Ends this process once the one that started it is gone: a killed one tells its pool nothing."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in a pool's process"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Sorters:
@@ -154,7 +168,8 @@ class Sorters:
         if self._dask is None:
             # Not by fork: Prefect, pyarrow and the tokenizers have threads.
             context = multiprocessing.get_context("spawn")
-            return self._stack.enter_context(ProcessPoolExecutor(self._plan.workers, mp_context=context))
+            pool = ProcessPoolExecutor(self._plan.workers, mp_context=context, initializer=_end_with_parent)
+            return self._stack.enter_context(pool)
         try:
             from distributed import Client
         except ModuleNotFoundError:

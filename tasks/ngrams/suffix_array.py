@@ -1,25 +1,29 @@
-"""The suffix array of a shard: sorted by libdivsufsort as bytes, or by token_sort.py as tokens; and its file.
+"""The suffix array of a shard, by libdivsufsort: of its bytes, or of its tokens in a shorter code; and its file.
 
 A suffix array is unique, so every right builder gives the same bytes. infini-gram's own compares about 100,000 bytes of
-two suffixes, so that its order is another where passages longer than that are repeated; this one compares all.
+two suffixes, so that its order is another where passages longer than that are repeated; this one compares all, and its
+time does not depend on how long repeats are.
 """
 
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 import numpy as np
 from pydivsufsort import divsufsort
+from threadpoolctl import threadpool_limits
 
 from longloom.tasks.ngrams.layout import TOKEN_TYPES, pointer_width
-from longloom.tasks.ngrams.token_sort import sort_tokens
+from longloom.tasks.ngrams.token_code import Coded, in_order
 
-#: Peak memory of the sort in bytes a token, the tokens included. Measured above the bare interpreter's, so with some MB
-#: of libraries: 6.5 for 12 million u8, 23 to 26 for 6 million u16, 25 to 31 for u32. What is constant is in PROCESS.
-SORT_BYTES = {"u8": 6, "u16": 26, "u32": 32}
+#: Peak memory of the sort in bytes a token: the tokens, their code where it is as long as they are, and a place of four
+#: bytes for each of its bytes. Measured with some MB of libraries and pieces, which are in PROCESS: 5.4 for 20 million
+#: u8; for 10 million u16 of text 8, uniform ones 13.6; for as many u32 of text 10, with a million distinct ones 25.
+SORT_BYTES = {"u8": 6, "u16": 13, "u32": 26}
 
-#: Entries that are written or filtered at once.
+#: Entries that are written at once.
 CHUNK = 2**20
 
 
@@ -34,40 +38,41 @@ def suffix_array(tokens: np.ndarray, *, threads: int = 1) -> np.ndarray:
 
     Args:
         tokens: [n], little-endian unsigned integers.
-        threads: threads to sort with, where the tokens have more than one byte.
+        threads: threads to sort with; libdivsufsort has use for them in a part of its work.
 
     Returns:
         int32 or int64 [n]: where the suffixes start, in tokens.
     """
+    tokens = np.ascontiguousarray(tokens)
     if not len(tokens):
         return np.zeros(0, dtype=np.int32)
-    order = None if tokens.itemsize == 1 else sort_tokens(tokens, threads=threads)
-    return _sort_bytes(tokens) if order is None else order
-
-
-def _sort_bytes(tokens: np.ndarray) -> np.ndarray:
-    """By libdivsufsort, whose time does not depend on how long repeats are."""
-    places: np.ndarray = divsufsort(np.ascontiguousarray(tokens).view(np.uint8))
     if tokens.itemsize == 1:
-        return places
-    order, filled = np.empty(len(tokens), dtype=places.dtype), 0
-    for start in range(0, len(places), CHUNK):
-        part = places[start : start + CHUNK]
-        part = part[part % tokens.itemsize == 0] // tokens.itemsize
-        order[filled : filled + len(part)] = part
+        return _sort(tokens, threads)
+    coded = Coded.of(tokens, threads=threads)
+    order, filled = _sort(coded.content, threads), 0
+    for part in in_order(lambda piece: coded.tokens_at(order[piece]), len(order), threads):
+        order[filled : filled + len(part)] = part  # over places that have been read
         filled += len(part)
+    return order[:filled]
+
+
+def _sort(content: np.ndarray, threads: int) -> np.ndarray:
+    with threadpool_limits(threads, user_api="openmp"):
+        order: np.ndarray = divsufsort(content.view(np.uint8))
     return order
 
 
 def write_table(order: np.ndarray, tokens: np.ndarray, path: Path) -> None:
     """Writes a suffix array (in tokens) as byte offsets of the documented width; the file appears when it is whole."""
     width = pointer_width(tokens.nbytes)
-    hidden = path.with_name(f".{path.name}")
+    hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # a killed build's worker may be writing the same one
     try:
         with hidden.open("wb") as file:
             for start in range(0, len(order), CHUNK):
-                pointers = order[start : start + CHUNK].astype("<u8") * np.uint64(tokens.itemsize)
-                file.write(pointers.view(np.uint8).reshape(-1, 8)[:, :width].tobytes())
+                pointers = order[start : start + CHUNK].astype("<u4" if width <= 4 else "<u8")
+                pointers *= pointers.dtype.type(tokens.itemsize)
+                cells = pointers.view(np.uint8).reshape(-1, pointers.itemsize)
+                file.write(np.ascontiguousarray(cells[:, :width]).data)
             file.flush()
             os.fsync(file.fileno())
         hidden.replace(path)

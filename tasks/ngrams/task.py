@@ -8,7 +8,7 @@ from longloom.storage.store import Store
 from longloom.tasks.stage import Work, stage
 
 
-@stage("index", version=2, runtime=("threads", "memory_gib", "dask"), resumable=True)
+@stage("index", version=3, runtime=("threads", "memory_gib", "dask"), resumable=True)
 def _index(work: Work, *, threads: int, memory_gib: float, shard_tokens: int | None, dask: str | None) -> Stats:
     from longloom.tasks.ngrams.build import build
 

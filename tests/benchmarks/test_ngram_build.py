@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ngram_package
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -66,11 +67,16 @@ def test_too_small_for_the_package(tmp_path: Path) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(values=st.lists(st.integers(0, 3), min_size=1, max_size=40), seed=st.integers(0, 99))
+@given(values=st.lists(st.integers(0, 3), min_size=1, max_size=40), seed=st.integers(0, 99), chunk=st.integers(1, 50))
 def test_the_check_accepts_the_suffix_array_alone(
-    tmp_path_factory: pytest.TempPathFactory, values: list[int], seed: int
+    tmp_path_factory: pytest.TempPathFactory, values: list[int], seed: int, chunk: int
 ) -> None:
-    table = tmp_path_factory.mktemp("check") / "table.0"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ngram_package, "CHUNK", chunk)
+        check(tmp_path_factory.mktemp("check") / "table.0", values, seed)
+
+
+def check(table: Path, values: list[int], seed: int) -> None:
     tokens = np.array(values, dtype=TOKEN_TYPES["u16"])
     order = suffix_array(tokens)
     write_table(order, tokens, table)

@@ -1,13 +1,19 @@
-"""`longloom search` and `longloom cooccur` in this process, over an index of known documents."""
+"""`longloom count`, `search` and `cooccur` in this process, over indexes of known documents, and damaged ones."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
+from longloom.storage.parquet import ShardWriter
+from longloom.tasks.corpus.build import SCHEMA
+from longloom.tasks.ngrams.build import build
 from tests.tasks.ngrams.brute import write_shards
 
 from .command import Run
@@ -126,3 +132,75 @@ def test_bad_questions_are_one_line(longloom: Run, index: str, pairs: str) -> No
         done = longloom(*arguments)
         assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done
         assert fault in done.err
+
+
+@pytest.fixture
+def word_index(tmp_path: Path) -> Path:
+    """An index of words, each a token of its own."""
+    corpus, tokenizer, out = (tmp_path / name for name in ("corpus", "words", "word-index"))
+    for folder in (corpus, tokenizer, out):
+        folder.mkdir()
+    with ShardWriter(corpus, "documents", SCHEMA, rows_per_shard=9) as writer:
+        writer.write([{"id": f"d{number}", "source": "s", "text": text} for number, text in enumerate(TEXTS)])
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1, "loom": 2, "silk": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.save(str(tokenizer / "tokenizer.json"))
+    build(corpus, tokenizer, out, threads=1, memory_gib=1, shard_tokens=6)
+    return out
+
+
+def _truncated(index: Path, part: str) -> None:
+    content = (index / part).read_bytes()
+    (index / part).write_bytes(content[: len(content) // 2])
+
+
+def _of_another_width(index: Path) -> None:
+    fields = json.loads((index / "index.json").read_text())
+    (index / "index.json").write_text(json.dumps(fields | {"token_dtype": "u32"}))
+
+
+def _of_another_tokenizer(index: Path) -> None:
+    path = index / "tokenizer" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"the"', '"THE"'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        *(
+            (partial(_truncated, part=f"{part}.0"), f"{part}.0: has ")
+            for part in ("tokenized", "table", "offset", "metaoff")
+        ),
+        (partial(_truncated, part="metadata.0"), "metaoff.0: does not belong to metadata.0"),
+        (partial(_truncated, part="index.json"), "index.json: cannot be read"),
+        (partial(_truncated, part="tokenizer/tokenizer.json"), "tokenizer.json: cannot be read"),
+        (_of_another_width, "tokenized.0: has "),
+        (_of_another_tokenizer, "holds tokens of the tokenizer "),
+        (lambda index: (index / "index.json").unlink(), "is no n-gram index, index.json is missing"),
+    ],
+)
+def test_a_damaged_index_is_one_line(
+    longloom: Run, word_index: Path, pairs: str, damage: Callable[[Path], None], fault: str
+) -> None:
+    assert longloom("count", "the", "--index", str(word_index)).code == 0
+    damage(word_index)
+    for command in (["count", "the"], ["search", "the"], ["cooccur", "--pairs", pairs]):
+        done = longloom(*command, "--index", str(word_index))
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done
+        assert fault in done.err, done
+
+
+def test_unknown_words_are_told_and_long_texts_are_nowhere(longloom: Run, word_index: Path, tmp_path: Path) -> None:
+    index = ["--index", str(word_index), "--json"]
+    assert json.loads(longloom("count", "the loom", "loom silk", *index).out) == {"the loom": 3, "loom silk": 0}
+    long = "the loom " * 1000
+    assert json.loads(longloom("count", long, *index).out) == {long: 0}
+    path = tmp_path / "p.jsonl"
+    for asked in (["count", "the", "weaver"], ["search", "weaver"], ["cooccur", "--pairs", str(path)]):
+        path.write_text(json.dumps(["the", "weaver"]))
+        done = longloom(*asked, *index)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done
+        assert "'weaver': holds something that is not in the tokenizer's vocabulary" in done.err
+    path.write_text(json.dumps(["the", long]) + "\n" + json.dumps(["the", "silk"]))
+    rows = json.loads(longloom("cooccur", "--pairs", str(path), *index).out)["rows"]
+    assert [row["both"] for row in rows] == [0, 1]

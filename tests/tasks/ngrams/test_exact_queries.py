@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from infini_gram.engine import InfiniGramEngine
 
-from longloom.tasks.ngrams import postings, search, shard
+from longloom.tasks.ngrams import infgram, postings, search, shard
 from longloom.tasks.ngrams.query import Index, open_index
 
 from .brute import SIZES, Brute, Gram, corpora, grams, write_shards
@@ -103,6 +103,11 @@ def test_infinity_grams(
         found = index.infgram_probability(context, token)
         assert (found.suffix, found.occurrences, found.continued) == (size, occurrences, continued)
         assert found.probability == (continued / occurrences if occurrences else 0)
+    asked = [(context[: len(context) - cut], token) for cut in range(len(context) + 1) for token in range(4)]
+    batch = index.infgram_probabilities([before for before, _ in asked], [token for _, token in asked])
+    singles = [index.infgram_probability(before, token) for before, token in asked]
+    for field in ("probability", "suffix", "occurrences", "continued"):
+        assert getattr(batch, field).tolist() == [getattr(single, field) for single in singles], field
     answer = index.infgram_next(context)
     assert (answer.suffix, answer.occurrences) == (size, occurrences)
     expected = {token: count for token, count in following.items() if count}
@@ -132,6 +137,7 @@ def test_all_documents_deleted(tmp_path: Path) -> None:
     assert index.documents([1]).tolist() == []
     assert index.cooccurrences([([1], [2])]).tolist() == [0]
     assert index.infgram_probability([1], 2).probability == 0
+    assert index.infgram_probabilities([[1], []], [2, 1]).probability.tolist() == [0, 0]
     assert index.infgram_next([1]).tokens.tolist() == []
 
 
@@ -149,6 +155,32 @@ def test_batches_are_checked(tmp_path: Path) -> None:
     for wrong in ([[1.0]], np.array([[1.0]])):
         with pytest.raises(TypeError):
             index.counts(wrong)  # type: ignore[arg-type]
+
+
+def test_long_contexts_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Suffixes of all lengths up to a whole document, some beyond what stands there."""
+    generator = np.random.default_rng(0)
+    documents = generator.integers(0, 3, size=(4, 70)).tolist()
+    rows = [
+        [*generator.integers(0, 3, size=generator.integers(0, 9)).tolist(), *documents[number % 4][first:last]]
+        for number, (first, last) in enumerate(np.sort(generator.integers(0, 71, size=(80, 2))).tolist())
+    ]
+    tokens = generator.integers(0, 4, size=len(rows)).tolist()
+    for name in ("u8", "u16", "u32"):
+        index = open_index(write_shards(tmp_path / name, documents, name, cuts=[1]))
+        singles = [index.infgram_probability(*query) for query in zip(rows, tokens, strict=True)]
+        assert max(single.suffix for single in singles) > 40
+        for block in (1, 100, 2**20):
+            monkeypatch.setattr(infgram, "BLOCK", block)
+            batch = index.infgram_probabilities(rows, tokens)
+            assert batch.suffix.tolist() == [single.suffix for single in singles]
+            assert batch.occurrences.tolist() == [single.occurrences for single in singles]
+            assert batch.probability.tolist() == [single.probability for single in singles]
+    with pytest.raises(ValueError, match="found 1 tokens for 2 contexts, expected one for each"):
+        index.infgram_probabilities([[1], [2]], [1])
+    with pytest.raises(ValueError, match="query 1: token 65535 is not in the vocabulary"):
+        open_index(tmp_path / "u16").infgram_probabilities([[1], [2]], [1, 65535])
+    assert index.infgram_probabilities([], []).probability.tolist() == []
 
 
 def test_decoding_is_the_way_back(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -170,12 +171,7 @@ def test_several_threads_may_ask(tmp_path: Path) -> None:
     ("name", "damage"),
     [
         *((name, damage) for name in (f"{part}.0" for part in PARTS) for damage in ("empty", "missing")),
-        *(
-            (name, damage)
-            for name in (f"{part}.0" for part in PARTS)
-            if name != "metadata.0"
-            for damage in ("truncated", "longer")
-        ),
+        *((name, damage) for name in (f"{part}.0" for part in PARTS) for damage in ("truncated", "longer")),
     ],
 )
 def test_damaged_files_are_refused(tmp_path: Path, name: str, damage: str) -> None:
@@ -225,6 +221,54 @@ def test_an_index_of_another_width_is_refused(tmp_path: Path) -> None:
         open_index(index)
     with pytest.raises(FileNotFoundError, match=r"is no n-gram index, index\.json is missing"):
         open_index(tmp_path)
+
+
+def test_an_index_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    """Of as many tokens as its own: the width and the vocabulary's size tell nothing."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    with ShardWriter(corpus, "documents", SCHEMA, rows_per_shard=3) as writer:
+        writer.write([{"id": "d0", "source": "s", "text": "the loom the silk"}])
+    for name, words in {"one": ["the", "loom", "silk"], "two": ["loom", "the", "silk"]}.items():
+        (tmp_path / name).mkdir()
+        vocabulary = {"[UNK]": 0} | {word: number for number, word in enumerate(words, start=1)}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.save(str(tmp_path / name / "tokenizer.json"))
+    index = built(corpus, tmp_path / "one", tmp_path / "index").path
+    assert open_index(index).count("the") == 2
+    ours = index / "tokenizer" / "tokenizer.json"
+    content = ours.read_bytes()
+    ours.write_bytes((tmp_path / "two" / "tokenizer.json").read_bytes())
+    digests = [hashlib.sha256(part).hexdigest()[:12] for part in (content, ours.read_bytes())]
+    with pytest.raises(ValueError, match=f"index: holds tokens of the tokenizer {digests[0]}, found {digests[1]} besi"):
+        open_index(index)
+    fields = json.loads((index / "index.json").read_text())
+    (index / "index.json").write_text(json.dumps(fields | {"tokenizer": 3}))
+    with pytest.raises(ValueError, match="tokenizer is 3, expected a digest or null"):
+        open_index(index)
+    del fields["tokenizer"]  # of an older version, which did not tell
+    (index / "index.json").write_text(json.dumps(fields))
+    assert open_index(index).count("the") == 1
+    (index / "index.json").write_text(json.dumps(fields | {"tokenizer": "a" * 64}))
+    ours.write_bytes(content)
+    with pytest.raises(ValueError, match="holds tokens of the tokenizer aaaaaaaaaaaa, found"):
+        open_index(index)
+
+
+def test_what_is_longer_than_the_corpus_is_nowhere(tmp_path: Path) -> None:
+    documents = [[1, 2, 3], [], [1, 2]]
+    for name in SIZES:
+        index = open_index(write_index(tmp_path / name, documents, name, SIZES[name], entries=4))
+        longer = [1, 2, 3] * 5
+        assert index.count(longer) == 0
+        assert index.counts([longer, [1, 2], longer * 9]).tolist() == [0, 2, 0]
+        assert index.positions(longer).shape == (0, 2)
+        assert index.documents(longer).tolist() == []
+        assert index.longest_prefix(longer) == 3
+        assert index.cooccurrences([(longer, [1]), ([1], [2])]).tolist() == [0, 2]
+        assert index.infgram_probability(longer, 1).probability == 0
+        assert index.infgram_next(longer).suffix == 3
 
 
 def test_offsets_that_do_not_point_at_documents_are_refused(tmp_path: Path) -> None:
