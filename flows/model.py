@@ -54,7 +54,8 @@ def label_of(model: ModelParams) -> str:
 
 
 def _pretrain(store: Store, corpus: ArtifactRef, start: ArtifactRef, recipe: str, params: ModelParams) -> ArtifactRef:
-    return pretrain_task(store, corpus, start, recipe=recipe, size=params.size, tokens=params.tokens, seed=params.seed)
+    options = params.model_dump(exclude={"source"})
+    return pretrain_task(store, corpus, start, recipe=recipe, **options)
 
 
 @flow(name="pretrain", flow_run_name="pretrain-{model.source}")

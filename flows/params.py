@@ -17,8 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 DEFAULT_STORE = os.environ.get("LONGLOOM_STORE", ".longloom")
 #: Stands for the source of the running Python's standard library.
 STANDARD_LIBRARY = "stdlib"
-STAGES = ("corpus", "index", "model", "instructions", "coreset", "finetune", "evaluate", "report")
-StageName = Literal["corpus", "index", "model", "instructions", "coreset", "finetune", "evaluate", "report"]
+STAGES = ("corpus", "index", "model", "trace", "instructions", "coreset", "finetune", "evaluate", "report")
+StageName = Literal["corpus", "index", "model", "trace", "instructions", "coreset", "finetune", "evaluate", "report"]
+#: What the option of a training says.
+KEPT_CHECKPOINTS = "weights to keep at equal distances, for `trace --influence`; none by default"
 
 
 class Params(BaseModel):
@@ -83,7 +85,11 @@ class ModelParams(Params):
         " (trained on the corpus from random weights), a model folder, a hub name, or run:ID:LABEL, a model of an"
         " earlier run, such as run:latest:finetune/tagcos",
     )
-    size: str = Field(default="1m", description="shape of a model that is trained: 1m, or short, with a window of 512")
+    size: str = Field(
+        default="1m",
+        description="shape of a model that is trained: 1m; short, with a window of 512; or tiny, which starts from"
+        " random weights alone",
+    )
     tokens: int | None = Field(
         default=None, ge=10_000, description="tokens to train on; the recipe's own number by default"
     )
@@ -99,6 +105,7 @@ class PretrainParams(ModelParams):
         description="scratch (from random weights), or what to train further: base (the repository's checkpoint),"
         " run:ID:LABEL or a model folder",
     )
+    checkpoints: int = Field(default=0, ge=0, description=KEPT_CHECKPOINTS)
 
 
 class InstructionsParams(Params):
@@ -151,6 +158,7 @@ class FinetuneParams(Params):
     dropout: float = Field(default=0.1, ge=0, lt=1, description="of LoRA")
     max_length: int = Field(default=2048, ge=8, description="tokens of an example; longer ones lose their beginning")
     seed: int = Field(default=0, ge=0, description="of the order")
+    checkpoints: int = Field(default=0, ge=0, description=KEPT_CHECKPOINTS)
 
 
 def parse_policy(text: str) -> tuple[str, dict[str, int | float | str]]:
@@ -466,6 +474,50 @@ class LongParams(Params):
     _policies = field_validator("policies")(_parsed)
 
 
+class SmallParams(ModelParams):
+    """The model that the pipeline's own is compared with."""
+
+    source: str = Field(
+        default="scratch",
+        min_length=1,
+        description="scratch (trained on the corpus from random weights), a model folder, a hub name, or run:ID:LABEL",
+    )
+    size: str = Field(default="tiny", description=ModelParams.model_fields["size"].description)
+
+
+class TracingParams(Params):
+    """What to trace back to the corpus: models' knowledge, completions, evaluation records."""
+
+    small: SmallParams = SmallParams()
+    functions: int = Field(
+        default=100,
+        ge=1,
+        description="functions of the standard library that the study of memorization asks about, of the corpus and of"
+        " the held-out modules each; these have about as many",
+    )
+    n: list[Annotated[int, Field(ge=1, le=20)]] = Field(default=[2], min_length=1, description="words of an n-gram")
+    gamma: list[Annotated[float, Field(ge=-1, le=1)]] = Field(
+        default=[0.3],
+        min_length=1,
+        description="the least cosine of a pair, one for each n, by the model's input embeddings",
+    )
+    completions: int = Field(default=6, ge=1, description="completions that are explained by the corpus")
+    prompt_tokens: int = Field(default=512, ge=1, description="of a prompt out of the corpus, at most")
+    new_tokens: int = Field(default=64, ge=1, description="of a completion, at most")
+    share: float = Field(
+        default=0.1, gt=0, le=1, description="spans that are kept, the rarest ones, as a share of a completion's tokens"
+    )
+    clean: int = Field(default=4, ge=1, description="clean evaluation records beside the one that is planted")
+    batch: int = Field(default=8, ge=1, description="texts at once")
+    seed: int = Field(default=0, ge=0, description="of the draws")
+
+    @model_validator(mode="after")
+    def _gammas(self) -> TracingParams:
+        if len(self.n) != len(self.gamma) or len(set(self.n)) < len(self.n):
+            raise ValueError(f"n is {self.n} and gamma {self.gamma}, expected different n and a gamma for each")
+        return self
+
+
 class PipelineParams(Params):
     """The whole pipeline; without arguments, the demo."""
 
@@ -500,6 +552,12 @@ class PipelineParams(Params):
         default=True, description="measure needles beyond the model's window, on the model of the whole pool"
     )
     long: LongParams = LongParams()
+    trace: bool = Field(
+        default=True,
+        description="trace completions to the corpus; with the standard library as corpus also what models of two"
+        " sizes know, and a planted evaluation record",
+    )
+    tracing: TracingParams = TracingParams()
     full_pool: bool = Field(default=True, description="train on the whole pool too, for comparison")
     from_stage: StageName = Field(default="corpus", description="stages before it must be in the store")
     until_stage: StageName = Field(default="report", description="stages after it are left out")

@@ -56,7 +56,7 @@ class ContaminationParams(Params):
     data: str | None = Field(
         default=None,
         description="folder or file in the suite's official format; the hub's data set when not given. Without a suite:"
-        " a JSON Lines file of any records",
+        " a JSON Lines file of any records, or a folder of such",
     )
     tasks: list[str] = Field(default=[], description="tasks of the suite; all that the data has by default")
     fields: list[str] = Field(default=[], description="of JSON Lines, to be looked at; all text by default")

@@ -1,4 +1,4 @@
-"""Flow `pipeline`: corpus -> index -> model -> instructions -> coreset -> fine-tuning -> evaluation -> report."""
+"""Flow `pipeline`: corpus, index, model, trace, instructions, coreset, fine-tuning, evaluation, report."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from longloom.flows.params import (
     parse_policy,
 )
 from longloom.flows.rag import check_rag, retrieved
+from longloom.flows.traced import explained, flagged, memorized
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
@@ -76,11 +77,18 @@ def _run(params: PipelineParams, stages: _Range, log: RunLog) -> None:
         log.add("tokenizer", tokenizer)
     options = params.index
     how = options.model_dump(include={"threads", "memory_gib", "shard_tokens", "dask"})
-    log.add("index", build_index(place, corpus, tokenizer, **how))
+    index = log.add("index", build_index(place, corpus, tokenizer, **how))
     if not stages.has("model"):
         return
 
     model = log.add("model", model_of(stages.store("model"), params.model, corpus, tokenizer))
+    if params.trace and stages.has("trace"):
+        place, tracing = stages.store("trace"), params.tracing
+        if params.corpus.sources == [STANDARD_LIBRARY]:
+            start = tokenizer or model  # an index of bytes has no tokenizer to train the small model with
+            memorized(place, log, tracing, corpus=corpus, tokenizer=start, index=index, model=model)
+            flagged(place, log, tracing, index=index)
+        explained(place, log, tracing, corpus=corpus, index=index, model=model)
     if not stages.has("instructions"):
         return
 

@@ -13,11 +13,13 @@ from longloom.tasks.stage import Work, stage
 STANDARD_LIBRARY = "stdlib"
 
 
-@stage("corpus", version=1)
-def _files(work: Work, *, sources: list[str], text_field: str, id_field: str, on_bad_record: str) -> Stats:
+@stage("corpus", version=1, runtime=("expected",))
+def _files(
+    work: Work, *, expected: str, sources: list[str], text_field: str, id_field: str, on_bad_record: str
+) -> Stats:
     from longloom.tasks.corpus.build import build
 
-    return build(
+    stats = build(
         sources,
         work.out,
         text_field=text_field,
@@ -25,6 +27,8 @@ def _files(work: Work, *, sources: list[str], text_field: str, id_field: str, on
         on_bad_record=on_bad_record,
         progress=work.progress,
     )
+    _check_unchanged(work.store, sources, expected)
+    return stats
 
 
 @stage("stdlib-corpus", kind="corpus", version=1)
@@ -34,11 +38,13 @@ def _standard_library(work: Work, *, held_out: bool) -> Stats:
     return build_documents(work.out, held_out=held_out, progress=work.progress)
 
 
-@stage("instructions", version=1)
-def _instruction_files(work: Work, *, sources: list[str], on_bad_record: str) -> Stats:
+@stage("instructions", version=1, runtime=("expected",))
+def _instruction_files(work: Work, *, expected: str, sources: list[str], on_bad_record: str) -> Stats:
     from longloom.tasks.corpus.instructions import build
 
-    return build(sources, work.out, on_bad_record=on_bad_record, progress=work.progress)
+    stats = build(sources, work.out, on_bad_record=on_bad_record, progress=work.progress)
+    _check_unchanged(work.store, sources, expected)
+    return stats
 
 
 @stage("stdlib-instructions", kind="instructions", version=1)
@@ -53,6 +59,20 @@ def _records(work: Work, *, records_per_task: int, characters: list[int], seed: 
     from longloom.tasks.corpus.standard_library.records import build
 
     return build(work.out, records_per_task=records_per_task, characters=characters, seed=seed, progress=work.progress)
+
+
+@stage("stdlib-functions", kind="trace-records", version=1)
+def _functions(work: Work, *, functions: int, held_out: bool, seed: int) -> Stats:
+    from longloom.tasks.corpus.standard_library.functions import build
+
+    return build(work.out, functions=functions, held_out=held_out, seed=seed, progress=work.progress)
+
+
+@stage("stdlib-planted", kind="planted", version=1)
+def _planted(work: Work, *, clean: int, seed: int) -> Stats:
+    from longloom.tasks.corpus.standard_library.planted import build
+
+    return build(work.out, clean=clean, seed=seed, progress=work.progress)
 
 
 @stage("tokenizer", version=1)
@@ -74,7 +94,8 @@ def read_corpus(store: Store, *, sources: list[str], held_out: bool = False, **o
     if sources == [STANDARD_LIBRARY]:
         label = "held-out" if held_out else "stdlib"
         return _standard_library(store, label=label, identity=_library_identity(store), held_out=held_out)
-    return _files(store, identity={"sources": _identity(store, sources)}, sources=sources, **options)
+    identity = _identity(store, sources)
+    return _files(store, identity={"sources": identity}, expected=identity, sources=sources, **options)
 
 
 def read_instructions(
@@ -90,8 +111,9 @@ def read_instructions(
             characters=characters,
             seed=seed,
         )
+    identity = _identity(store, sources)
     return _instruction_files(
-        store, identity={"sources": _identity(store, sources)}, sources=sources, on_bad_record=on_bad_record
+        store, identity={"sources": identity}, expected=identity, sources=sources, on_bad_record=on_bad_record
     )
 
 
@@ -107,6 +129,23 @@ def make_records(store: Store, *, records_per_task: int, characters: list[int], 
     )
 
 
+def ask_of_functions(store: Store, *, functions: int, held_out: bool, seed: int) -> ArtifactRef:
+    """Records of three tasks about the standard library's functions, for a trace: of the corpus, or held out."""
+    return _functions(
+        store,
+        label="held-out" if held_out else "stdlib",
+        identity=_library_identity(store),
+        functions=functions,
+        held_out=held_out,
+        seed=seed,
+    )
+
+
+def plant_record(store: Store, *, clean: int, seed: int) -> ArtifactRef:
+    """JSON Lines of the standard library's functions: one out of the corpus, the others clean."""
+    return _planted(store, identity=_library_identity(store), clean=clean, seed=seed)
+
+
 def train_tokenizer(store: Store, corpus: ArtifactRef, *, vocab_size: int) -> ArtifactRef:
     """A byte-level BPE tokenizer trained on a corpus."""
     return _tokenizer(store, {"corpus": corpus}, vocab_size=vocab_size)
@@ -118,6 +157,12 @@ def _identity(store: Store, sources: list[str]) -> str:
 
     files, hub = resolve(sources)
     return ";".join([fingerprint(store, files), *hub])
+
+
+def _check_unchanged(store: Store, sources: list[str], expected: str) -> None:
+    """Raises a ValueError if the files are others now than those that the artifact's key tells of."""
+    if _identity(store, sources) != expected:
+        raise ValueError(f"{', '.join(sources)}: changed while it was read; run again")
 
 
 def _library_identity(store: Store) -> dict[str, str]:

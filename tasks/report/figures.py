@@ -27,6 +27,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from longloom.tasks.report.formats import tick
 
 INK, MUTED, RULE, NEUTRAL, HEAT, ON_HEAT = "#1b1f24", "#656d76", "#d0d5da", "#8b939c", "#00568f", "#fefefe"
+#: The page's own background, for marks that are hollow.
+PAGE = "#fffffe"
 #: Okabe and Ito's palette (2008), told apart with any colour vision; ordered by contrast to the page.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _VARIABLES = {
@@ -36,6 +38,7 @@ _VARIABLES = {
     NEUTRAL: "neutral",
     HEAT: "heat",
     ON_HEAT: "on-heat",
+    PAGE: "page",
     **{colour: f"series-{number}" for number, colour in enumerate(SERIES, start=1)},
 }
 _STYLE = {

@@ -17,8 +17,10 @@ from longloom.tasks.report.beyond import beyond_window
 from longloom.tasks.report.breakdown import by_group, by_length
 from longloom.tasks.report.data import coreset_numbers, corpus_numbers, index_numbers
 from longloom.tasks.report.evaluation import Evaluations, read_evaluations
+from longloom.tasks.report.memorization import memorization_numbers
 from longloom.tasks.report.order import rank
 from longloom.tasks.report.retrieval import comparisons
+from longloom.tasks.report.sourced import contamination_numbers, explained_numbers
 from longloom.tasks.report.training import probe_numbers, training_numbers
 
 #: Version of report.json's layout.
@@ -75,6 +77,20 @@ def gather(
     if "model" in sections:
         model = {"training": training_numbers(sections["model"]), **probe_numbers(sections["model"])}
         numbers["model"] = {name: value for name, value in model.items() if value is not None}
+    if "trace" in sections:
+        numbers["memorization"] = memorization_numbers(sections["trace"])
+    if "explain" in sections:
+        numbers["explained"] = explained_numbers(sections["explain"], sections.get("explain/completions"))
+    looked_up = {
+        name: contamination_numbers(
+            folder,
+            manifests.get(f"contamination/{name}", {}).get("parameters", {}).get("by", ()),
+            sections.get("planted") if name == "planted" else None,
+        )
+        for name, folder in _below(sections, "contamination").items()
+    }
+    if looked_up:
+        numbers["contamination"] = looked_up
     pool, coresets = sections.get("instructions"), _below(sections, "coreset")
     if pool or coresets:
         numbers["coreset"] = coreset_numbers(pool, coresets)

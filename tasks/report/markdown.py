@@ -9,7 +9,8 @@ from typing import Any
 from longloom.evals.published import SPREAD
 from longloom.tasks.report.beside import published_tables
 from longloom.tasks.report.beyond_table import beyond_lines, beyond_scale
-from longloom.tasks.report.formats import NOTHING, decimal, integer, percent
+from longloom.tasks.report.formats import NOTHING, compact, decimal, integer, percent, shorten
+from longloom.tasks.report.memorization import TASK_GRAM, memorization_lines, models_of
 from longloom.tasks.report.retrieval_table import retrieval_lines
 from longloom.tasks.report.summary import summary
 from longloom.tasks.report.views import (
@@ -25,16 +26,25 @@ from longloom.tasks.report.views import (
 
 Numbers = dict[str, Any]
 
+#: Characters of a span that are shown.
+SHOWN_SPAN = 60
+
 
 def markdown(numbers: Numbers) -> str:
-    """The summary paragraph and the tables: scores, retrieval, published scores, coresets by source, needle grids, and
-    those beyond the window.
+    """The summary paragraph and the tables: memorization, explained completions, contamination, scores, retrieval,
+    published scores, coresets by source, needle grids, and those beyond the window.
 
     Args:
         numbers: report.json.
     """
     paragraph = "".join(f"**{safe(text)}**" if strong else safe(text) for text, strong in summary(numbers))
     blocks = [f"# {safe(numbers['title'])}", paragraph]
+    if "memorization" in numbers:
+        blocks += _memorization(numbers["memorization"])
+    if numbers.get("explained", {}).get("completions"):
+        blocks += _completions(numbers["explained"])
+    for name, found in numbers.get("contamination", {}).items():
+        blocks += _contamination(name, found)
     evaluation = numbers.get("evaluation", {})
     if evaluation:
         blocks += _evaluation(evaluation)
@@ -71,6 +81,54 @@ def pipe_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: in
     """A pipe table; the first `left` columns are aligned left, the others (numbers) right."""
     rules = [":---" if position < left else "---:" for position in range(len(header))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rules, *rows))
+
+
+def _memorization(study: Numbers) -> list[str]:
+    models = models_of(study)
+    header = ["task", "set", "n", *(f"{safe(name)} ({compact(size)})" for name, size in models)]
+    header += ["ranked", "pairs", "never together", "dropped"]
+    rows = []
+    for line in memorization_lines(study, TASK_GRAM):
+        values = [
+            NOTHING if value is None else f"{value.rho} ({value.interval}; {safe(value.p)})" for value in line.values
+        ]
+        counts = [line.points, line.pairs, line.unseen, line.dropped]
+        rows.append([safe(line.task), safe(line.set), str(line.n), *values, *counts])
+    note = (
+        "Mem: the rank correlation of what the corpus counts and what a model says, over pairs of n-grams of a question"
+        " and its answer; in brackets the 95% bootstrap interval over questions, and p over pairs."
+    )
+    return ["## Memorization", pipe_table(header, rows, left=2), note]
+
+
+def _completions(explained: Numbers) -> list[str]:
+    header = ["prompt from", "place among the documents", "tokens", "rarest span"]
+    rows = [
+        [
+            safe(one["origin"] or one["name"]),
+            integer(one["place"]),
+            integer(one["tokens"]),
+            safe(shorten(one["spans"][0]["text"], SHOWN_SPAN)) if one["spans"] else NOTHING,
+        ]
+        for one in explained["shown"]
+    ]
+    note = "Place: of the prompt’s document among those that hold the most of the completion word for word."
+    return ["## Completions and their sources", pipe_table(header, rows), note]
+
+
+def _contamination(name: str, found: Numbers) -> list[str]:
+    header = ["record", *found["measures"], "verdict", "document"]
+    rows = [
+        [
+            safe(row["name"] or f"{row['task']} {row['sample']}"),
+            *(percent(row["shares"][measure]) for measure in found["measures"]),
+            "**flagged**" if row["contaminated"] else row["verdict"] or "too short",
+            safe(row["id"] or NOTHING),
+        ]
+        for row in found["rows"]
+    ]
+    told = f"{integer(found['contaminated'])} of {integer(found['records'])} records are flagged."
+    return [f"## Contamination: {safe(name)}", told, *([pipe_table(header, rows)] if rows else [])]
 
 
 def _evaluation(evaluation: Numbers) -> list[str]:

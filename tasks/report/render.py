@@ -6,6 +6,7 @@ Jinja2 escapes whatever comes from data; the figures are inline SVG.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from longloom.evals.published import SPREAD
-from longloom.tasks.report import formats, plots, score_plots, sweep_plots
+from longloom.tasks.report import formats, memorization_plots, plots, score_plots, sweep_plots
 from longloom.tasks.report.beside import published_tables
 from longloom.tasks.report.beyond import beyond_window
 from longloom.tasks.report.beyond_table import beyond_lines, beyond_scale
@@ -21,6 +22,7 @@ from longloom.tasks.report.costs import cost_rows, seconds_of
 from longloom.tasks.report.evaluation import Evaluations
 from longloom.tasks.report.figures import INK, colours
 from longloom.tasks.report.gather import Gathered
+from longloom.tasks.report.memorization import ASKED, INFINITY_GRAM, TASK_GRAM, memorization_lines, models_of
 from longloom.tasks.report.order import rank
 from longloom.tasks.report.retrieval_table import retrieval_lines
 from longloom.tasks.report.summary import summary
@@ -37,13 +39,20 @@ from longloom.tasks.report.views import (
     plain_grids,
     task_group_table,
 )
+from longloom.tasks.sources import page as explained_page
+from longloom.tasks.sources.page import pieces
 
 HERE = Path(__file__).parent
+#: The look of marked spans, the same as on the page of `explain`.
+MARKS = Markup((explained_page.HERE / "explain.css").read_text(encoding="utf-8"))
 #: Characters of a prediction or a reference that are shown.
 SHOWN_TEXT = 600
+#: Characters of a span that are shown in a table.
+SHOWN_SPAN = 84
 #: Stages in the order in which data passes through them.
 STAGES = (
-    *("corpus", "tokenizer", "index", "model", "instructions", "warmup", "features", "coreset", "finetune"),
+    *("corpus", "tokenizer", "index", "model", "trace", "planted", "contamination", "explain"),
+    *("instructions", "warmup", "features", "coreset", "finetune"),
     *("held-out", "records", "retrieval", "passages", "evaluation", "long"),
 )
 
@@ -60,6 +69,7 @@ def environment() -> Environment:
     )
     for name in ("integer", "compact", "in_bytes", "duration", "percent", "decimal", "short_digest", "plain"):
         found.filters[name] = getattr(formats, name)
+    found.filters["one_line"] = partial(formats.shorten, limit=SHOWN_SPAN)
     found.globals["css"] = Markup((HERE / "style.css").read_text(encoding="utf-8"))
     return found
 
@@ -71,10 +81,14 @@ def page(gathered: Gathered) -> str:
     created = max((manifest.get("created", "") for manifest in manifests.values()), default="")
     template = environment().get_template("page.html")
     text = template.render(
+        css=template.globals["css"] + MARKS,
         numbers=numbers,
         title=numbers["title"],
         created=created[:16].replace("T", " "),  # the store writes ISO 8601 in UTC
         summary=summary(numbers),
+        memorization=_memorization(numbers.get("memorization")),
+        explained=_explained(numbers.get("explained")),
+        contamination=numbers.get("contamination", {}),
         stages=_stages(manifests),
         figures=_figures(numbers),
         copying=copy_table(numbers.get("model", {}).get("copy_accuracy", [])),
@@ -121,6 +135,31 @@ def _figures(numbers: Numbers) -> dict[str, Any]:
         svg = plots.needle_grid(grid, title=title, top=top, digits=digits)
         found["grids"].setdefault((grid["policy"], grid["retrieval"]), []).append(svg)
     return found
+
+
+def _memorization(numbers: Numbers | None) -> Numbers | None:
+    """The study's lines and its figure; `library`: its sets are the demo's."""
+    if numbers is None:
+        return None
+    tasks = dict.fromkeys(row["task"] for row in numbers["rows"])
+    library = tasks.keys() == ASKED.keys()
+    return {
+        "n": [int(n) for n in numbers["gammas"]],
+        "models": models_of(numbers),
+        "asked": [(task, ASKED[task]) for task in tasks] if library else [],
+        "library": library,
+        "lines": memorization_lines(numbers, TASK_GRAM),
+        "infinity": memorization_lines(numbers, INFINITY_GRAM),
+        "svg": memorization_plots.memorization_curves(numbers),
+    }
+
+
+def _explained(numbers: Numbers | None) -> Numbers | None:
+    """The explained texts, cut at the borders of their spans."""
+    if numbers is None:
+        return None
+    shown = [{**one, "pieces": pieces({"text": one["text"], "spans": one["marks"]})} for one in numbers["shown"]]
+    return {**numbers, "shown": shown}
 
 
 def _kept(evaluations: Evaluations) -> list[tuple[SweepTable, dict[str, Markup]]]:

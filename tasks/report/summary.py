@@ -6,6 +6,7 @@ from typing import Any
 
 from longloom.tasks.report.beyond_table import beyond_scale
 from longloom.tasks.report.formats import cache_name, compact, decimal, in_bytes, integer, percent, words
+from longloom.tasks.report.memorization import TASK_GRAM
 from longloom.tasks.report.order import rank
 from longloom.tasks.report.views import score_digits, suite_means
 
@@ -19,6 +20,9 @@ def summary(numbers: Numbers) -> list[Span]:
     sentences = [
         _data(numbers),
         _model(numbers.get("model", {})),
+        _memorization(numbers.get("memorization")),
+        _explained(numbers.get("explained")),
+        *(_contamination(name, found) for name, found in numbers.get("contamination", {}).items()),
         _coresets(numbers.get("coreset")),
         _finetuning(numbers.get("finetune", {})),
         *_evaluation(numbers.get("evaluation", {}).get("scores", [])),
@@ -56,6 +60,34 @@ def _model(model: Numbers) -> list[Span]:
         several = len({row["gap"] for row in copying if row["length"] == length}) > 1
         spans += [(" accuracy at the worst gap" if several else " accuracy", False)]
     return [("The base model ", False), *spans, (".", False)] if spans else []
+
+
+def _memorization(study: Numbers | None) -> list[Span]:
+    """The largest model's Mem of every task, on the last set: the held-out one, where there is one."""
+    rows = [row for row in study["rows"] if row["measure"] == TASK_GRAM and row["rho"] is not None] if study else []
+    if not rows:
+        return []
+    name, _ = max(((row["model"], row["parameters"]) for row in rows), key=lambda model: model[1])
+    last, n = rows[-1]["set"], min(row["n"] for row in rows)
+    own = [row for row in rows if (row["model"], row["set"], row["n"]) == (name, last, n)]
+    parts = [[(decimal(row["rho"], 3), True), (f" ({row['task']})", False)] for row in own]
+    return [(f"Mem of {name} on {last} questions is ", False), *_joined(parts), (".", False)]
+
+
+def _explained(found: Numbers | None) -> list[Span]:
+    if not found or not found["completions"]:
+        return []
+    spans = [("Of ", False), (integer(found["completions"]), True), (" completions ", False)]
+    return [*spans, (integer(found["among"]), True), (" are traced to the document of their prompt.", False)]
+
+
+def _contamination(name: str, found: Numbers) -> list[Span]:
+    spans = [("Of ", False), (integer(found["records"]), True), (f" evaluation records ({name}) ", False)]
+    return [
+        *spans,
+        (integer(found["contaminated"]), True),
+        (f" stand{'s' if found['contaminated'] == 1 else ''} in the corpus.", False),
+    ]
 
 
 def _coresets(coreset: Numbers | None) -> list[Span]:

@@ -8,7 +8,7 @@ from longloom.storage.store import Store
 from longloom.tasks.stage import Work, stage
 
 
-@stage("report", version=4)
+@stage("report", version=5)
 def _report(work: Work, *, title: str) -> Stats:
     from longloom.tasks.report.build import build
 

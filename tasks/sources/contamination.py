@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from longloom.evals.jsonl import task_files
 from longloom.evals.registry import open_suite
 from longloom.evals.suite import Source
 from longloom.storage.parquet import FileWriter
@@ -83,7 +84,8 @@ def build(
 
     Args:
         index: folder of an n-gram index.
-        data: the suite's records (a folder, or one task's file), None: the hub; without a suite, a JSON Lines file.
+        data: the suite's records (a folder, or one task's file), None: the hub; without a suite, a JSON Lines file, or
+            a folder of such.
         evaluation: folder of an evaluation of the same records, to be scored again without those flagged; None: none.
         out: an empty folder.
         suite: whose records; None: JSON Lines.
@@ -104,7 +106,8 @@ def build(
     records: Iterable[Record]
     if suite is None:
         assert data is not None
-        opened, records = None, jsonl_records(data, fields, limit)
+        opened = None
+        records = (record for path in task_files(data).values() for record in jsonl_records(path, fields, limit))
     else:
         opened = open_suite(suite, Source(data=data, seed=seed, options=suite_options))
         records = suite_records(opened, tasks, limit)

@@ -27,6 +27,13 @@ def _explain(work: Work, *, index: str | None, answers: str | None, **options: A
     return build(folder, _folder(work, "answers", answers), work.out, progress=work.progress, **options)
 
 
+@stage("completions", version=1, runtime=("device",))
+def _completions(work: Work, **options: Any) -> Stats:
+    from longloom.tasks.sources.completions import build
+
+    return build(work.inputs["model"], work.inputs["corpus"], work.out, progress=work.progress, **options)
+
+
 @stage("contamination", version=1)
 def _contamination(work: Work, *, index: str | None, data: str | None, evaluation: str | None, **options: Any) -> Stats:
     from longloom.tasks.sources.contamination import build
@@ -119,6 +126,11 @@ def is_index(folder: Path) -> bool:
     return (folder / INDEX_FILE).is_file()
 
 
+def complete(store: Store, model: ArtifactRef, corpus: ArtifactRef, **options: Any) -> ArtifactRef:
+    """A model's continuations of pieces of the corpus; options of `tasks.sources.completions.build`."""
+    return _completions(store, {"model": model, "corpus": corpus}, device=None, **options)
+
+
 def explain(
     store: Store, index: Place, answers: Place | None, *, label: str, text: str | None, **options: Any
 ) -> ArtifactRef:
@@ -162,7 +174,7 @@ def contamination(
     Args:
         store: where it goes.
         index: to ask.
-        data: the suite's records, None: the hub's; without a suite, a JSON Lines file.
+        data: the suite's records, None: the hub's; without a suite, a JSON Lines file, or a folder of such.
         evaluation: of the same records, to be scored again; None: none.
         suite: its name; None: JSON Lines.
         label: for the run's name.

@@ -1,13 +1,16 @@
 """Influence of corpus documents on a model's answer (TracIn, arXiv 2002.08484; arXiv 2407.14985, section 6).
 
-    influence(d) = sum over checkpoints of grad loss(s^y in d) . grad loss(s^y in the test example)
+    influence(d) = sum over checkpoints of eta * grad loss(s^y in d) . grad loss(s^y in the test example)
 
-Documents that hold a pair (s^x, s^y) are set against documents that hold the output n-gram without the input's. As in
-the paper the checkpoints' learning rates are left out. Gradients of all weights are held at once: for small models.
+Documents that hold a pair (s^x, s^y) are set against documents that hold the output n-gram without the input's. eta is
+the mean learning rate of the steps that led to a checkpoint, which our trainings tell (TracInCP of the former paper);
+where it is not told it is 1, as in the latter, which leaves it out. Gradients of all weights are held at once: this is
+for small models.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +29,12 @@ from longloom.tasks.trace.lookups import Corpus, Tokens, tokens_of
 from longloom.tasks.trace.pairs import KEPT
 from longloom.tasks.trace.probabilities import window_of
 from longloom.tasks.trace.records import Record, load
+from longloom.tasks.training.checkpoints import STEP, TOLD
+from longloom.tasks.training.loop import CHECKPOINTS
 
 #: Which documents: those that hold both n-grams, and those that hold the output's alone.
 PAIR, OUTPUT = GROUPS = ("pair", "output")
-#: One row a document, pair and checkpoint.
+#: One row a document, pair and checkpoint; `product` is the gradients', times eta.
 INFLUENCE = pa.schema(
     [
         *(("task", pa.string()), ("record", pa.int64()), ("x", pa.string()), ("y", pa.string())),
@@ -39,15 +44,22 @@ INFLUENCE = pa.schema(
 )
 #: Tokens of a document that are read, up to the n-gram; the released code's.
 LONGEST = 1024
-#: What transformers' Trainer calls its checkpoints; below a model's folder, or below this one in it.
-CHECKPOINT, FOLDER = "checkpoint-*", "checkpoints"
+#: What transformers' Trainer and our trainings call their checkpoints; below a model's folder, or below this one in it.
+NAMES, FOLDER = ("checkpoint-*", f"{STEP}*"), CHECKPOINTS
 
 
 def checkpoints_of(model: Path) -> list[Path]:
     """The checkpoints beside or below a model's weights in the order of their steps; the folder itself without any."""
-    found = [path for place in (model, model / FOLDER) for path in place.glob(CHECKPOINT) if path.is_dir()]
+    places = ((place, name) for place in (model, model / FOLDER) for name in NAMES)
+    found = [path for place, name in places for path in place.glob(name) if path.is_dir()]
     numbered = [path for path in found if path.name.rpartition("-")[2].isdecimal()]
     return sorted(numbered, key=lambda path: int(path.name.rpartition("-")[2])) or [model]
+
+
+def learning_rate_of(checkpoint: Path) -> float:
+    """eta of a checkpoint that tells it; 1 of others."""
+    told = checkpoint / TOLD
+    return float(json.loads(told.read_text(encoding="utf-8"))["mean_learning_rate"]) if told.is_file() else 1.0
 
 
 def build(
@@ -96,6 +108,7 @@ def build(
         for checkpoint in checkpoints:
             if checkpoint != model:
                 network = _weights(checkpoint, network.device)
+            eta = learning_rate_of(checkpoint)
             for row, tokens, groups in chosen:
                 example = _example(examples[row["record"]], row)
                 target = gradient(network, tokenizer, *example)
@@ -112,7 +125,7 @@ def build(
                             continue
                         place = {"group": group, "document": ordinal, "id": document.id}
                         name = "" if checkpoint == model else checkpoint.name
-                        rows.append({**row, **place, "checkpoint": name, "product": _dot(target, found)})
+                        rows.append({**row, **place, "checkpoint": name, "product": eta * _dot(target, found)})
                 writer.write([{name: entry[name] for name in INFLUENCE.names} for entry in rows])
     return Stats(
         counts={"pairs": len(chosen), "gradients": done, "lost": lost, "checkpoints": len(checkpoints)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -13,6 +14,8 @@ Tokens = tuple[int, ...]
 #: Characters before an n-gram that its infinity-gram probability looks at, as in the released code. A match of the
 #: corpus that is longer than that tells as much.
 CONTEXT = 500
+#: Pieces whose probabilities are looked up at once.
+_PIECES = 1024
 #: Put before what is encoded as it stands in running text, and taken off again: some tokenizers add a space to the
 #: beginning of a text.
 _ANCHOR = "\n"
@@ -28,7 +31,7 @@ class Corpus(Protocol):
     def documents(self, query: Sequence[int]) -> np.ndarray: ...
     def document(self, ordinal: int) -> Any: ...
     def cooccurrences(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> np.ndarray: ...
-    def infgram_probability(self, context: Sequence[int], token: int) -> Any: ...
+    def infgram_probabilities(self, contexts: Sequence[Sequence[int]], tokens: Sequence[int]) -> Any: ...
 
 
 class InfinityGram(NamedTuple):
@@ -69,28 +72,35 @@ def together(index: Corpus, pairs: Sequence[tuple[Tokens, Tokens]]) -> dict[tupl
     return dict(zip(pairs, index.cooccurrences(pairs).tolist(), strict=True)) if pairs else {}
 
 
-def infinity_gram(index: Corpus, before: str, surface: str, *, zero_as_one: bool) -> InfinityGram | None:
-    """The probability of a piece of text after another one, each token by the longest context that the corpus holds.
+def infinity_grams(index: Corpus, pieces: Sequence[tuple[str, str]], *, zero_as_one: bool) -> list[InfinityGram | None]:
+    """The probability of each piece of text after another one, each token by the longest context that the corpus holds.
 
     A token of zero probability counts as 1, unless all of them are zero (section 5, equation 5).
 
     Args:
         index: over the corpus.
-        before: all that stands before the piece; its last CONTEXT characters are looked at.
-        surface: the piece with the space before it, if there is one.
+        pieces: all that stands before each piece, whose last CONTEXT characters are looked at; and the piece with the
+            space before it, if there is one.
         zero_as_one: count zeros as 1 where all are zero too, as the released code does.
 
     Returns:
-        None if the index could not have the piece or what stands before it.
+        None where the index could not have the piece or what stands before it.
     """
+    found: list[InfinityGram | None] = []
+    for begin in range(0, len(pieces), _PIECES):
+        asked = [_with_context(index, *piece) for piece in pieces[begin : begin + _PIECES]]
+        contexts = [[*context, *piece[:place]] for context, piece in asked for place in range(len(piece))]
+        tokens = [token for _, piece in asked for token in piece]
+        values = iter(index.infgram_probabilities(contexts, tokens).probability.tolist())
+        for _, piece in asked:
+            logs = [math.log(value) for value in itertools.islice(values, len(piece)) if value > 0]
+            told = InfinityGram(math.fsum(logs) if logs or zero_as_one else None, len(piece) - len(logs), len(piece))
+            found.append(told if piece else None)
+    return found
+
+
+def _with_context(index: Corpus, before: str, surface: str) -> tuple[Tokens, Tokens]:
+    """The tokens of what is looked at before a piece, and of the piece; none if the index could not have them."""
     piece = tokens_of(index, surface)
     context = tokens_of(index, before[-CONTEXT:]) if before else ()
-    if not piece or context is None:
-        return None
-    logs = []
-    for place, token in enumerate(piece):
-        probability = float(index.infgram_probability([*context, *piece[:place]], token).probability)
-        if probability > 0:
-            logs.append(math.log(probability))
-    zero = len(piece) - len(logs)
-    return InfinityGram(math.fsum(logs) if logs or zero_as_one else None, zero, len(piece))
+    return ((), ()) if not piece or context is None else (context, piece)

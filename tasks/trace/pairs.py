@@ -24,9 +24,8 @@ from longloom.tasks.progress import Progress, silent
 from longloom.tasks.trace.embedding import Embed
 from longloom.tasks.trace.lookups import (
     Corpus,
-    InfinityGram,
     Tokens,
-    infinity_gram,
+    infinity_grams,
     known,
     occurrences,
     together,
@@ -151,12 +150,9 @@ def _rows(index: Corpus, places: Sequence[_Place], mode: str, least: int) -> Ite
     documents = (
         together(index, list(both)) if mode == "paper" else {(x, y): min(singles[x], singles[y]) for x, y in both}
     )
-    infinity: dict[tuple[int, int], InfinityGram | None] = {}
-    for number, record, pair in places:
-        if (number, pair.y.begin) not in infinity:
-            before = _before(record, pair.y)
-            found = infinity_gram(index, before, pair.y.surface, zero_as_one=mode == "released")
-            infinity[number, pair.y.begin] = found
+    pieces = {(number, pair.y.begin): (_before(record, pair.y), pair.y.surface) for number, record, pair in places}
+    probabilities = infinity_grams(index, list(pieces.values()), zero_as_one=mode == "released")
+    infinity = dict(zip(pieces, probabilities, strict=True))
     for (number, record, pair), (x, y) in zip(places, looked_up, strict=True):
         x_count, y_count = singles.get(x or (), 0), singles.get(y or (), 0)
         count = documents[x, y] if x and y else 0

@@ -74,14 +74,14 @@ def _novelty(work: Work, *, index: str | None, embedding: str, **options: Any) -
     )
 
 
-@stage("trace-influence", version=1, runtime=("device",))
+@stage("trace-influence", version=2, runtime=("device",))
 def _influence(work: Work, *, index: str | None, checkpoints: Sequence[str], **options: Any) -> Stats:
     from longloom.tasks.ngrams.query import open_index
-    from longloom.tasks.trace.influence import build
+    from longloom.tasks.trace.influence import build, checkpoints_of
 
     return build(
         work.inputs["model"],
-        [Path(place) for place in checkpoints] or [work.inputs["model"]],
+        [Path(place) for place in checkpoints] or checkpoints_of(work.inputs["model"]),
         work.inputs["records"],
         work.inputs["pairs"],
         open_index(work.inputs.get("index") or Path(index or "")),
@@ -223,15 +223,17 @@ def influence_of(
     label: str,
     **options: Any,
 ) -> ArtifactRef:
-    """The influence of corpus documents on a model, over the checkpoints that lie in the folder `source`, if any."""
+    """The influence of corpus documents on a model, over the checkpoints in the folder `source` or its own, if any."""
     inputs, identity, place = _indexed(store, index)
     checkpoints: list[Path] = []
     if Path(source).is_dir():
         from longloom.tasks.trace.influence import checkpoints_of
+        from longloom.tasks.training.checkpoints import TOLD
 
         checkpoints = [found for found in checkpoints_of(Path(source)) if found != Path(source)]
     if checkpoints:
-        weights = [file for folder in checkpoints for file in sorted(folder.glob("*.safetensors"))]
+        names = ("*.safetensors", TOLD)
+        weights = [file for folder in checkpoints for name in names for file in sorted(folder.glob(name))]
         identity["checkpoints"] = fingerprint(store, weights, base=Path(source))
     return _influence(
         store,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,7 +13,8 @@ from transformers import PreTrainedModel
 from longloom.kernels.huggingface.load import load_model
 from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
-from longloom.tasks.training.loop import CHECKPOINTS, Batch, linear, train, write_rows
+from longloom.tasks.training.checkpoints import keeper, leave_kept, spaced
+from longloom.tasks.training.loop import Batch, linear, train, write_rows
 from longloom.tasks.training.sft import encode_all, epoch_batches, load_messages, pad
 
 #: Share of the steps that warm up, as LESS and TAGCOS train (arXiv 2407.15235, section 4.1).
@@ -53,6 +53,7 @@ def build(
     dropout: float,
     max_length: int,
     seed: int,
+    checkpoints: int = 0,
     progress: Progress = silent,
 ) -> Stats:
     """Trains and writes a whole model folder (adapters merged) with `training.parquet`.
@@ -69,6 +70,8 @@ def build(
         rank, alpha, dropout: of LoRA.
         max_length: tokens of an example; longer ones lose their beginning.
         seed: of the order, dropout and the adapters.
+        checkpoints: so many are kept at equal distances, the last one at the end, their adapters merged
+            (tasks/training/checkpoints.py).
         progress: real tokens seen.
 
     Raises:
@@ -95,17 +98,20 @@ def build(
     torch.manual_seed(seed)
     trained = with_lora(network, rank=rank, alpha=alpha, dropout=dropout) if tuning == "lora" else network
     steps = len(batches)
+    rates = linear(steps, peak=learning_rate, final=0.0, warmup=max(1, round(WARMUP_SHARE * steps)))
+    kept = spaced(steps, checkpoints)
     rows = train(
         trained,
         make,
         [0, *itertools.accumulate(sum(len(examples[row][0]) for row in rows) for rows in batches)],
-        linear(steps, peak=learning_rate, final=0.0, warmup=max(1, round(WARMUP_SHARE * steps))),
+        rates,
         out,
         seed=seed,
         save_every=max(1, steps // SAVES),
         log_every=max(1, steps // ROWS),
         weight_decay=0.0,
         betas=(0.9, 0.999),
+        after_step=keeper(kept, rates, out),
         progress=progress,
     )
     trainable = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
@@ -113,8 +119,8 @@ def build(
     merged.save_pretrained(out)
     tokenizer.save_pretrained(out)
     write_rows(rows, out)
-    shutil.rmtree(out / CHECKPOINTS)
+    leave_kept(out)
     return Stats(
-        counts={"examples": len(examples), "steps": steps},
+        counts={"examples": len(examples), "steps": steps} | ({"checkpoints": len(kept)} if kept else {}),
         values={"without_label": without, "final_loss": rows[-1]["loss"], "trainable": trainable},
     )

@@ -6,7 +6,6 @@ import bisect
 import dataclasses
 import itertools
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,9 @@ from longloom.tasks.corpus.standard_library import wording
 from longloom.tasks.corpus.tokenizer import ASSISTANT, END, USER
 from longloom.tasks.ngrams.encode import TokenizerEncoder
 from longloom.tasks.progress import Progress, silent
+from longloom.tasks.training.checkpoints import keeper, leave_kept, spaced
 from longloom.tasks.training.facts import Facts
-from longloom.tasks.training.loop import CHECKPOINTS, Batch, linear, train, write_rows
+from longloom.tasks.training.loop import Batch, linear, train, write_rows
 from longloom.tasks.training.mix import Phase, Turns, batch_of
 from longloom.tasks.training.recipe import RECIPES, SHAPES
 from longloom.tasks.training.seeding import seed_induction
@@ -51,6 +51,7 @@ def build(
     size: str,
     tokens: int | None,
     seed: int,
+    checkpoints: int = 0,
     progress: Progress = silent,
 ) -> Stats:
     """Trains and writes a transformers folder with its tokenizer, `training.parquet` and `probes.json`.
@@ -60,9 +61,10 @@ def build(
         start: a tokenizer folder for recipe `scratch`, a model folder with its tokenizer for `continue`.
         out: the artifact's folder; checkpoints in it are resumed from.
         recipe: `scratch` or `continue` (tasks/training/recipe.py).
-        size: shape of the model: `1m`, or `short`, with a window of 512.
+        size: shape of the model: `1m`; `short`, with a window of 512; or `tiny`, a seventh of the parameters.
         tokens: scales the recipe to about this many tokens; None takes it as it stands.
         seed: of weights and batches.
+        checkpoints: so many are kept at equal distances, the last one at the end (tasks/training/checkpoints.py).
         progress: tokens seen.
 
     Raises:
@@ -116,6 +118,7 @@ def build(
         for phase in phases
         for rate in linear(phase.steps, peak=phase.learning_rate, final=phase.final_learning_rate, warmup=WARMUP)
     ]
+    kept = spaced(len(rates), checkpoints)
     model.config.use_cache = False
     rows = train(
         model,
@@ -126,6 +129,7 @@ def build(
         seed=seed,
         save_every=max(1, len(rates) // SAVES),
         log_every=max(1, len(rates) // ROWS),
+        after_step=keeper(kept, rates, out),
         progress=progress,
     )
     model.config.use_cache = True
@@ -137,9 +141,10 @@ def build(
     probes = measure(model, tokenizer, seed=seed)
     (out / "probes.json").write_text(json.dumps(probes, indent=1) + "\n")
     stream_file.unlink()
-    shutil.rmtree(out / CHECKPOINTS)
+    leave_kept(out)
     return Stats(
-        counts={"parameters": model.num_parameters(), "training_tokens": seen[-1]},
+        counts={"parameters": model.num_parameters(), "training_tokens": seen[-1]}
+        | ({"checkpoints": len(kept)} if kept else {}),
         values={
             "phases": [dataclasses.asdict(phase) for phase in phases],
             "final_loss": rows[-1]["loss"],

@@ -55,6 +55,19 @@ SHAPES = {
         rope_theta=1e6,
         chat=False,
     ),
+    # Beside the first, to see what a model's size does.
+    "tiny": Shape(
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        initializer_range=0.09,
+        rope_theta=1e6,
+        chat=False,
+    ),
 }
 
 #: From random weights (`longloom demo --from-scratch`); also what wrote the repository's base checkpoint.
@@ -74,6 +87,9 @@ SHORT = (
     Phase("facts", 2_800_000, 512, 8, 2e-3, 1e-4, walks=0.0, copies=0.1, repeats=0.1, text=0.2, lookups=0.0, facts=0.6),
 )
 
+#: Text alone: what so small a model learns of it in a minute.
+TINY = (Phase("text", 1_200_000, 256, 16, 4e-3, 2e-4, walks=0.0, copies=0.0, repeats=0.0, text=1.0, lookups=0.0),)
+
 #: From the base checkpoint, on the user's own corpus.
 CONTINUE = (Phase("continue", 600_000, 1024, 6, 4e-4, 4e-5, walks=0.0, copies=0.1, repeats=0.1, text=0.5, lookups=0.3),)
 
@@ -82,7 +98,7 @@ CONTINUE = (Phase("continue", 600_000, 1024, 6, 4e-4, 4e-5, walks=0.0, copies=0.
 SHARPEN = (
     Phase(
         "sharpen",
-        1_200_000,
+        2_000_000,
         512,
         8,
         8e-4,
@@ -98,6 +114,6 @@ SHARPEN = (
 )
 
 RECIPES: dict[str, dict[str, tuple[Phase, ...]]] = {
-    "scratch": {"1m": SCRATCH, "short": SHORT},
+    "scratch": {"1m": SCRATCH, "short": SHORT, "tiny": TINY},
     "continue": {"1m": CONTINUE, "short": SHARPEN},
 }

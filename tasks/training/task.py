@@ -14,8 +14,8 @@ from longloom.tasks.stage import Work, stage
 BASE = Path(__file__).resolve().parent / "base"
 
 
-@stage("pretrain", kind="model", version=2, resumable=True)
-def _pretrain(work: Work, *, recipe: str, size: str, tokens: int | None, seed: int) -> Stats:
+@stage("pretrain", kind="model", version=3, resumable=True)
+def _pretrain(work: Work, *, recipe: str, size: str, tokens: int | None, seed: int, checkpoints: int = 0) -> Stats:
     from longloom.tasks.training.pretrain import build
 
     return build(
@@ -26,6 +26,7 @@ def _pretrain(work: Work, *, recipe: str, size: str, tokens: int | None, seed: i
         size=size,
         tokens=tokens,
         seed=seed,
+        checkpoints=checkpoints,
         progress=work.progress,
     )
 
@@ -71,11 +72,21 @@ def import_model(store: Store, source: str) -> ArtifactRef:
 
 
 def pretrain(
-    store: Store, corpus: ArtifactRef, start: ArtifactRef, *, recipe: str, size: str, tokens: int | None, seed: int
+    store: Store,
+    corpus: ArtifactRef,
+    start: ArtifactRef,
+    *,
+    recipe: str,
+    size: str,
+    tokens: int | None,
+    seed: int,
+    checkpoints: int = 0,
 ) -> ArtifactRef:
     """A small Llama trained on the corpus; `start` is a tokenizer for recipe `scratch`, a model for `continue`."""
     inputs = {"corpus": corpus, "start": start}
-    return _pretrain(store, inputs, label=recipe, recipe=recipe, size=size, tokens=tokens, seed=seed)
+    return _pretrain(
+        store, inputs, label=recipe, recipe=recipe, size=size, tokens=tokens, seed=seed, **_kept(checkpoints)
+    )
 
 
 def warm_up(store: Store, model: ArtifactRef, instructions: ArtifactRef, **options: Any) -> ArtifactRef:
@@ -90,8 +101,14 @@ def finetune(
     coreset: ArtifactRef | None,
     *,
     label: str,
+    checkpoints: int = 0,
     **options: Any,
 ) -> ArtifactRef:
     """The model trained on a coreset of the instructions, or on all of them."""
     inputs = {"model": model, "instructions": instructions} | ({"coreset": coreset} if coreset else {})
-    return _finetune(store, inputs, label=label, **options)
+    return _finetune(store, inputs, label=label, **options, **_kept(checkpoints))
+
+
+def _kept(checkpoints: int) -> dict[str, Any]:
+    """The parameter, unless none are kept: then it is no part of a key."""
+    return {"checkpoints": checkpoints} if checkpoints else {}

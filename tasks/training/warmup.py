@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from longloom.kernels.huggingface.load import load_model
 from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
+from longloom.tasks.training.checkpoints import mean_rates, spaced
 from longloom.tasks.training.finetune import WARMUP_SHARE, with_lora
 from longloom.tasks.training.loop import CHECKPOINTS, Batch, linear, train, write_rows
 from longloom.tasks.training.sft import encode_all, epoch_batches, load_messages, pad
@@ -76,14 +77,14 @@ def build(
 
     steps = len(batches)
     rates = linear(steps, peak=learning_rate, final=0.0, warmup=max(1, round(WARMUP_SHARE * steps)))
-    at = sorted({max(1, round(steps * (number + 1) / checkpoints)) for number in range(checkpoints)})
+    at = spaced(steps, checkpoints)
+    means = mean_rates(at, rates)
 
     def after_step(step: int, trained: PeftModel, optimizer: Any) -> None:
         if step in at:
             number = at.index(step)
-            since = at[number - 1] if number else 0
-            mean = sum(rates[since:step]) / (step - since)
-            _save(trained, optimizer, out / f"checkpoint-{number + 1:05d}", step=step, mean_learning_rate=mean)
+            folder = out / f"checkpoint-{number + 1:05d}"
+            _save(trained, optimizer, folder, step=step, mean_learning_rate=means[number])
 
     torch.manual_seed(seed)
     adapted = with_lora(network, rank=rank, alpha=alpha, dropout=dropout)

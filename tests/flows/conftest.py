@@ -95,6 +95,29 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A standard library of 12 small modules, 4 of them held out: functions with docstrings and bodies."""
+    from longloom.tasks.corpus.standard_library.modules import held_out
+
+    folder = tmp_path_factory.mktemp("library")
+    left = {True: 4, False: 8}
+    for number in range(400):
+        name = f"m{number}.py"
+        if left[held_out(name)]:
+            left[held_out(name)] -= 1
+            (folder / name).write_text("\n\n".join(_function(number, place) for place in range(6)))
+    return folder
+
+
+def _function(number: int, place: int) -> str:
+    """No eight words of it in a row stand in another module."""
+    word = WORDS[place % 4]
+    lines = [f"    {WORDS[(place + i) % 4]}_{number} = first * {i} + {word}_{number}" for i in range(8)]
+    docstring = f'    """Return the {word} of {word}_{number}."""'
+    return "\n".join([f"def {word}_{number}_{place}(first, second):", docstring, *lines]) + "\n"
+
+
 def _write_model(sources: Path, folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

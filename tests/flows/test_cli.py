@@ -256,6 +256,7 @@ def test_runs_and_gc(run: Run, store: Store) -> None:
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/x/y"), "/x/y: Not a directory", 2),
         (OSError(errno.EROFS, "Read-only file system", "/x"), "/x: Read-only file system", 2),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), "disk full: /x; nothing was published", 2),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/x"), "disk full: /x; nothing was published", 2),
         (RuntimeError("wrote: No space left on device"), "disk full: wrote: No space left on device", 2),
         (RuntimeError("boom"), "RuntimeError: boom (run again with --debug for the traceback)", 1),
         (KeyError("k"), "KeyError: 'k' (run again with --debug for the traceback)", 1),

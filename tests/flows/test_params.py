@@ -106,6 +106,14 @@ def test_records_are_derived_from_the_standard_library_alone() -> None:
     PipelineParams.model_validate({"corpus": docs, "evaluate": {"suite": "needle"}})
 
 
+def test_every_n_of_a_trace_has_a_gamma() -> None:
+    part = PipelineParams.model_validate({"tracing": {"small": {"tokens": 20_000}}})
+    assert (part.tracing.small.source, part.tracing.small.size) == ("scratch", "tiny")
+    for given in ({"n": [2, 3]}, {"gamma": [0.1, 0.2]}, {"n": [2, 2], "gamma": [0.1, 0.2]}):
+        with pytest.raises(ValidationError, match="expected different n and a gamma for each"):
+            PipelineParams.model_validate({"tracing": given})
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

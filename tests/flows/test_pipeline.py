@@ -7,15 +7,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from longloom.flows.params import STAGES, PipelineParams
 from longloom.flows.pipeline import pipeline
+from longloom.flows.report import report
 from longloom.flows.show import show_pipeline
 from longloom.kernels.kvcache.registry import names
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import list_runs
 from longloom.storage.store import Store
+from longloom.tasks.corpus.standard_library import modules
 
 from .command import Done, Run
 
@@ -32,6 +35,7 @@ def params_of(inputs: Path, **changes: Any) -> PipelineParams:
         "model": {"source": str(inputs / "model")},
         "instructions": {"sources": [str(inputs / "instructions.jsonl")]},
         "coreset": {"share": 0.2, "clusters": 2, "dimension": 16, "checkpoints": 1, "warmup_share": 0.2, "batch": 4},
+        "tracing": {"completions": 2, "prompt_tokens": 24, "new_tokens": 6},
         "finetune": {"epochs": 1, "batch": 4},
         "evaluate": {
             "suite": "records",
@@ -87,7 +91,8 @@ def test_it_comes_to_the_report(first: Refs, root: Path) -> None:
     models = ("base", "tagcos", "random")
     shown = ("full", *POLICIES[1:])
     assert list(first) == [
-        *("corpus", "tokenizer", "index", "model", "instructions", "warmup", "features"),
+        *("corpus", "tokenizer", "index", "model", "explain/completions", "explain"),
+        *("instructions", "warmup", "features"),
         *("coreset/tagcos", "coreset/random", "finetune/tagcos", "finetune/random"),
         *(
             f"evaluation/{model}/{suite}/{policy}"
@@ -112,6 +117,8 @@ def test_it_comes_to_the_report(first: Refs, root: Path) -> None:
     page = (store.open(first["report"]) / "index.html").read_text()
     assert "streaming:sink=4,window=28" in page
     assert "Retrieval against long context" in page
+    assert "Completions and their sources" in page
+    assert "Memorization" not in page  # which is asked of the standard library
     run = list_runs(store)[-1]
     assert (run.flow, run.state, run.stages) == ("pipeline", "completed", first)
 
@@ -147,6 +154,66 @@ def test_the_model_of_the_whole_pool_meets_the_sweep_and_longer_prompts_too(
     assert re.search(r"^longcache +\d+\.\d\d +\d+\.\d\d *$", shown, re.MULTILINE)
 
 
+@pytest.mark.parametrize("tokenizer", ["base", "bytes"])
+def test_the_standard_library_is_traced(
+    tokenizer: str,
+    harness: None,
+    library: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(modules, "library_root", lambda: library)
+    given: dict[str, Any] = {
+        "index": {"threads": 1, "memory_gib": 0.5, "tokenizer": tokenizer},
+        "model": {"tokens": 10_000},
+        "tracing": {
+            "small": {"tokens": 10_000},
+            "functions": 6,
+            "gamma": [-0.5],
+            "completions": 1,
+            "prompt_tokens": 24,
+            "new_tokens": 4,
+            "clean": 2,
+        },
+        "until_stage": "trace",
+    }
+    params = PipelineParams.model_validate(given)
+    place = Store(tmp_path / "store")
+    found = pipeline(params, store=str(place.root))
+    sides, models = ("corpus", "held-out"), ("base", "tiny")
+    assert list(found) == [
+        *("corpus", *(["tokenizer"] if tokenizer == "base" else []), "index", "model", "trace/model/tiny"),
+        *(
+            f"trace/{part}"
+            for side in sides
+            for part in (
+                f"records/{side}",
+                f"pairs/{side}/2/input-embeddings",
+                *(f"scores/{side}/{model}" for model in models),
+            )
+        ),
+        *("trace", "planted", "contamination/planted", "explain/completions", "explain"),
+    ]
+    assert found["trace/records/held-out"].counts == {"records": 18, "tasks": 3, "functions": 6, "modules": 2}
+    sizes = {model: place.manifest(found[f"trace/scores/corpus/{model}"]).values["parameters"] for model in models}
+    study = json.loads((place.open(found["trace"]) / "trace.json").read_text())
+    told = {(row["set"], row["task"], row["model"], row["parameters"]) for row in study["memorization"]}
+    tasks = ("knowledge", "translation", "completion")
+    assert told == {(side, task, model, sizes[model]) for side in sides for task in tasks for model in models}
+    assert {(row["set"], row["task"]) for row in study["dropped"] if row["pairs"]} == {
+        (side, task) for side in sides for task in tasks
+    }
+    table = pq.read_table(place.open(found["contamination/planted"]) / "contamination.parquet").to_pylist()
+    assert [row["contaminated"] for row in table] == [True, False, False]
+    capsys.readouterr()
+    assert pipeline(params, store=str(place.root)) == found
+    assert said(capsys.readouterr().err, "+") == set()
+    page = report(store=str(place.root))
+    text = (place.open(page) / "index.html").read_text()
+    assert all(name in text for name in ("Memorization", "Completions and their sources", "and is flagged"))
+
+
 def test_again_nothing_changes(first: Refs, inputs: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in root.glob("artifacts/*/*/*")}
     assert pipeline(params_of(inputs), store=str(root)) == first
@@ -180,19 +247,23 @@ def test_what_is_damaged_is_built_again(
 
 
 def test_parts(first: Refs, inputs: Path, root: Path, tmp_path: Path) -> None:
-    parts = {until: list(pipeline(params_of(inputs, until_stage=until), store=str(root))) for until in STAGES[:3]}
+    parts = {
+        until: list(pipeline(params_of(inputs, until_stage=until, trace=until != "trace"), store=str(root)))
+        for until in STAGES[:4]
+    }
     assert parts == {
         "corpus": ["corpus"],
         "index": ["corpus", "tokenizer", "index"],
         "model": ["corpus", "tokenizer", "index", "model"],
+        "trace": ["corpus", "tokenizer", "index", "model"],  # left out
     }
+    traced = pipeline(params_of(inputs, from_stage="trace", until_stage="trace"), store=str(root))
+    assert digests(traced) == {label: first[label].digest for label in (*parts["model"], *list(first)[4:6])}
     assert pipeline(params_of(inputs, from_stage="report"), store=str(root)) == first
     other = tmp_path / "store"
     until = pipeline(params_of(inputs, until_stage="index"), store=str(other))
     assert digests(until) == {label: first[label].digest for label in ("corpus", "tokenizer", "index")}
-    with pytest.raises(
-        ValueError, match=r"^instructions: not in the store .*; start from this stage or an earlier one"
-    ):
+    with pytest.raises(ValueError, match=r"^completions: not in the store .*; start from this stage or an earlier one"):
         pipeline(params_of(inputs, from_stage="coreset"), store=str(other))
     from_model = pipeline(params_of(inputs, from_stage="model", until_stage="model"), store=str(other))
     assert from_model["model"].digest == first["model"].digest

@@ -189,3 +189,15 @@ def test_a_words_own_tokens_are_looked_up_where_the_vocabulary_lacks_one() -> No
 
     index: Any = BruteIndex([list(b"a ? b")])
     assert overlap(Corpus(index, Lacking()), Measure("m", 1, "words", 0, 0), ["a ? b"]).found == 2
+
+
+def test_a_folder_of_json_lines_is_a_set_of_tasks(make_index: MakeIndex, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, text in (("a", PLANTED), ("b", CLEAN)):
+        (data / f"{name}.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    out = tmp_path / "folder"
+    out.mkdir()
+    options: dict[str, Any] = {"suite": None, "tasks": None, "suite_options": {}, "seed": 0, "limit": None}
+    build(make_index(DOCUMENTS, "bpe"), data, None, out, fields=["text"], by=["8-gram"], **options)
+    assert [(row["task"], row["contaminated"]) for row in rows_of(out)] == [("a", True), ("b", False)]

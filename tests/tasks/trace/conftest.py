@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,10 @@ class Brute:
             if total:
                 return Found(probability=len(self.positions([*suffix, token])) / total)
         raise AssertionError("the empty context is always there")
+
+    def infgram_probabilities(self, contexts: Sequence[Sequence[int]], tokens: Sequence[int]) -> Any:
+        found = [self.infgram_probability(*query).probability for query in zip(contexts, tokens, strict=True)]
+        return SimpleNamespace(probability=np.array(found))
 
 
 @pytest.fixture(scope="session")

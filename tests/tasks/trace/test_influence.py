@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from longloom.kernels.huggingface.load import load_model
 from longloom.storage.parquet import read_table
 from longloom.tasks.ngrams.query import Index
-from longloom.tasks.trace import pairs
-from longloom.tasks.trace.influence import build, checkpoints_of, gradient
+from longloom.tasks.trace import influence, pairs, study, task
+from longloom.tasks.trace.influence import build, checkpoints_of, gradient, learning_rate_of
+from longloom.tasks.training import finetune
 
 from .conftest import Brute, letters
 
@@ -98,3 +103,71 @@ def test_checkpoints_of_a_trainer(tmp_path: Path) -> None:
     for name in ("checkpoints/checkpoint-20", "checkpoints/checkpoint-3", "checkpoints/checkpoint-last"):
         (tmp_path / name).mkdir(parents=True)
     assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-3", "checkpoint-20"]
+
+
+def test_the_sum_over_the_checkpoints_of_a_training(
+    model_folder: Path, brute: Brute, make_records: Callable[..., Path], tmp_path: Path
+) -> None:
+    """TracInCP: each checkpoint's product counts by its learning rate, here against autograd by hand."""
+    for name in ("pool", "model", "pairs", "out"):
+        (tmp_path / name).mkdir()
+    turns = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "a fox runs"}]
+    pool = pa.Table.from_pylist([{"id": str(n), "source": "s", "messages": turns} for n in range(8)])
+    pq.write_table(pool, tmp_path / "pool" / "instructions.parquet")
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }} {% endfor %}"
+    start = tmp_path / "start"
+    LlamaForCausalLM.from_pretrained(model_folder).save_pretrained(start)
+    tokenizer.save_pretrained(start)
+    model = tmp_path / "model"
+    finetune.build(
+        start, tmp_path / "pool", None, model, tuning="full", epochs=1, batch=2, learning_rate=1e-2, rank=1, alpha=1,
+        dropout=0.0, max_length=32, seed=0, checkpoints=2,
+    )  # fmt: skip
+    etas = {"step-2": 1e-2 * (1 + 3 / 4) / 2, "step-4": 1e-2 * (2 / 4 + 1 / 4) / 2}  # linear to 0 over 4 steps
+    checkpoints = checkpoints_of(model)
+    assert [path.name for path in checkpoints] == list(etas)
+    assert [learning_rate_of(path) for path in (*checkpoints, start)] == [*map(pytest.approx, etas.values()), 1.0]
+
+    records = make_records([("A red fox", "a sly animal")])
+    pairs.build(records, brute, letters, tmp_path / "pairs", n=2, gamma=-1.0, mode="paper", least=1)
+    settings: dict[str, Any] = {"gamma": -1.0, "count": 100, "documents": 50, "seed": 0, "device": "cpu"}
+    stats = build(model, checkpoints, records, tmp_path / "pairs", brute, tmp_path / "out", **settings)
+    assert stats.counts["checkpoints"] == 2
+    rows = read_table(tmp_path / "out", "influence").to_pylist()
+    texts = {0: "The red fox is a sly animal", 1: "A sly animal", 4: "One sly animal"}
+    totals = dict.fromkeys(texts, 0.0)
+    for checkpoint in checkpoints:
+        network = LlamaForCausalLM.from_pretrained(checkpoint)
+        example = tokenizer("A red fox a sly animal")["input_ids"]
+        target = by_hand(network, example, len(tokenizer("A red fox a")["input_ids"])).clone()
+        for document, text in texts.items():
+            ids = tokenizer(text)["input_ids"]
+            found = by_hand(network, ids, len(tokenizer(text.removesuffix(" sly animal"))["input_ids"]))
+            totals[document] += etas[checkpoint.name] * float(target @ found)
+    summed = {document: sum(row["product"] for row in rows if row["document"] == document) for document in texts}
+    assert summed == {document: pytest.approx(total, rel=1e-3) for document, total in totals.items()}
+    (told,) = study._influence(tmp_path / "out", rows[0]["task"])
+    assert (told["pairs"], told["checkpoints"]) == (1, 2)
+    assert told["pair"] == pytest.approx((totals[0] + totals[1]) / 2, rel=1e-3)
+    assert told["output"] == pytest.approx(totals[4], rel=1e-3)
+
+
+def test_a_stage_finds_the_checkpoints_that_a_model_brings(
+    index_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(influence, "build", lambda model, checkpoints, *rest, **options: asked.append(checkpoints))
+    kept = [tmp_path / "checkpoints" / name for name in ("step-9", "step-10")]
+    body: Any = task._influence
+    for given, expected in (
+        ([], [tmp_path]),
+        ([], kept),
+        (["elsewhere/checkpoint-3"], [Path("elsewhere/checkpoint-3")]),
+    ):
+        inputs = dict.fromkeys(("model", "records", "pairs"), tmp_path) | {"index": index_folder}
+        work = SimpleNamespace(inputs=inputs, out=tmp_path, progress=None)
+        body.__wrapped__(work, index=None, checkpoints=given)
+        assert asked.pop() == expected
+        for folder in kept:
+            folder.mkdir(parents=True, exist_ok=True)

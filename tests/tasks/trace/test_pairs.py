@@ -12,7 +12,8 @@ import pytest
 from longloom.storage.parquet import read_table
 from longloom.storage.stats import Stats
 from longloom.tasks.ngrams.query import Index
-from longloom.tasks.trace.lookups import Corpus, infinity_gram, tokens_of
+from longloom.tasks.trace import lookups
+from longloom.tasks.trace.lookups import Corpus, infinity_grams, tokens_of
 from longloom.tasks.trace.pairs import build
 
 from .conftest import Brute, letters
@@ -97,20 +98,25 @@ def test_rare_and_unknown_are_counted(make_records: Callable[..., Path], brute: 
     assert stats.counts["unknown"] == 1
 
 
-def test_infinity_gram_leaves_zeros_out_unless_all_are(brute: Brute, index: Index) -> None:
+def test_infinity_grams_leave_zeros_out_unless_all_are(
+    brute: Brute, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookups, "_PIECES", 2)
+    pieces = [("The", " green frog"), ("The red fox", " zq"), ("fox", "\N{EURO SIGN}"), ("", "The")]
+    probabilities = steps(brute, "The red fox", " zq")
+    assert [p > 0 for p in probabilities] == [True, False, False]
     for corpus in (brute, index):
         # After " gree" only "n" comes; after "green f" in the corpus only "r".
-        assert infinity_gram(corpus, "The", " green frog", zero_as_one=False) == (
-            pytest.approx(sum(map(math.log, steps(brute, "The", " green frog")))), 0, 11,
-        )  # fmt: skip
-        some = infinity_gram(corpus, "The red fox", " zq", zero_as_one=False)
-        probabilities = steps(brute, "The red fox", " zq")
-        assert [p > 0 for p in probabilities] == [True, False, False]
-        assert some == (pytest.approx(math.log(probabilities[0])), 2, 3)
-        assert infinity_gram(corpus, "fox", "\N{EURO SIGN}", zero_as_one=False) == (None, 3, 3)
-        assert infinity_gram(corpus, "fox", "\N{EURO SIGN}", zero_as_one=True) == (0.0, 3, 3)
-    assert infinity_gram(brute, "fox", "\N{SNOWMAN}", zero_as_one=False) is None
-    assert infinity_gram(brute, "", "The", zero_as_one=False) is not None
+        assert infinity_grams(corpus, pieces, zero_as_one=False) == [
+            (pytest.approx(sum(map(math.log, steps(brute, "The", " green frog")))), 0, 11),
+            (pytest.approx(math.log(probabilities[0])), 2, 3),
+            (None, 3, 3),
+            (pytest.approx(sum(map(math.log, steps(brute, "", "The")))), 0, 3),
+        ]
+        assert infinity_grams(corpus, pieces[2:3], zero_as_one=True) == [(0.0, 3, 3)]
+        assert infinity_grams(corpus, [], zero_as_one=True) == []
+    unknown = [("fox", "\N{SNOWMAN}"), ("\N{SNOWMAN}", "fox"), ("", "The")]
+    assert [found is None for found in infinity_grams(brute, unknown, zero_as_one=False)] == [True, True, False]
 
 
 def steps(brute: Brute, before: str, piece: str) -> list[float]:
