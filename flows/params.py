@@ -475,7 +475,7 @@ class LongParams(Params):
 
 
 class SmallParams(ModelParams):
-    """The model that the pipeline's own is compared with."""
+    """A model of another size."""
 
     source: str = Field(
         default="scratch",
@@ -488,7 +488,7 @@ class SmallParams(ModelParams):
 class TracingParams(Params):
     """What to trace back to the corpus: models' knowledge, completions, evaluation records."""
 
-    small: SmallParams = SmallParams()
+    small: SmallParams = Field(default=SmallParams(), description="the model that the pipeline's own is compared with")
     functions: int = Field(
         default=100,
         ge=1,
@@ -501,7 +501,7 @@ class TracingParams(Params):
         min_length=1,
         description="the least cosine of a pair, one for each n, by the model's input embeddings",
     )
-    completions: int = Field(default=6, ge=1, description="completions that are explained by the corpus")
+    completions: int = Field(default=6, ge=1, description="completions that are explained by the corpus, at most")
     prompt_tokens: int = Field(default=512, ge=1, description="of a prompt out of the corpus, at most")
     new_tokens: int = Field(default=64, ge=1, description="of a completion, at most")
     share: float = Field(

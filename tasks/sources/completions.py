@@ -54,7 +54,7 @@ def build(
         model: a model's folder with its tokenizer.
         corpus: a corpus artifact.
         out: an empty folder.
-        count: completions, each of another document.
+        count: completions at most, each of another document.
         prompt_tokens: of a prompt, at most; fewer where the document or the model's window has no room for them.
         new_tokens: that the model writes, at most.
         seed: of the draw of documents and places; nothing about the documents' content decides.
@@ -65,7 +65,7 @@ def build(
         Counts of completions.
 
     Raises:
-        ValueError: a window without room, or too few documents that are long enough.
+        ValueError: a window without room, or no document that is long enough.
     """
     network, tokenizer = load_model(model, device=device)
     window = window_of(network)
@@ -109,10 +109,8 @@ def build(
         progress(len(rows), count)
         if len(rows) == count:
             break
-    if len(rows) < count:
-        raise ValueError(
-            f"corpus: found {len(rows)} documents of at least {2 * new_tokens} tokens, expected {count} to continue"
-        )
+    if not rows:
+        raise ValueError(f"corpus: found no document of at least {2 * new_tokens} tokens to continue, expected one")
     with FileWriter(out / "samples.parquet", SAMPLES) as writer:
         writer.write(rows)
     return Stats(counts={"completions": len(rows)})

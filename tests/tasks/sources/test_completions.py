@@ -95,10 +95,19 @@ def test_the_window_leaves_less_room(model: Path, corpus: Path, tmp_path: Path) 
     assert {row["prompt_tokens"] for row in rows} == {WINDOW - 20}
 
 
+def test_a_small_corpus_has_fewer(model: Path, corpus: Path, tmp_path: Path) -> None:
+    assert {row["task"] for row in made(model, corpus, tmp_path / "out", count=100)} == TEXTS.keys() - {"s"}
+    with ShardWriter(tmp_path, "documents", SCHEMA, rows_per_shard=2) as writer:
+        writer.write([{"id": "s", "source": "s", "text": SHORT}])
+    with pytest.raises(
+        ValueError, match=r"^corpus: found no document of at least 12 tokens to continue, expected one$"
+    ):
+        made(model, tmp_path, tmp_path / "none")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"count": 6}, "corpus: found 5 documents of at least 12 tokens, expected 6 to continue"),
         ({"new_tokens": WINDOW}, f"new_tokens is {WINDOW}, expected less than the model's window of {WINDOW}"),
     ],
 )
