@@ -12,24 +12,17 @@ from typing import Annotated, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
-from longloom.flows import cli_preference, cli_training
+from longloom.flows import cli_coreset, cli_corpus, cli_preference, cli_training
 from longloom.flows.command import Flat, Json, Store, Tracebacks, begin, show
 from longloom.flows.params import (
     DEFAULT_STORE,
-    CorpusParams,
     EvaluateParams,
     HeadsParams,
-    IndexParams,
-    InstructionsParams,
     JudgeParams,
     ModelParams,
     RetrievalParams,
 )
-from longloom.flows.params_coreset import CoresetParams
 from longloom.flows.params_pipeline import PipelineIndexParams, PipelineParams
-from longloom.flows.params_prove import ProveParams
-from longloom.flows.params_sources import ContaminationParams, ExplainParams, PromptsParams
-from longloom.flows.params_trace import TraceParams
 
 EvaluatedModel = Annotated[
     str,
@@ -37,9 +30,6 @@ EvaluatedModel = Annotated[
         help="A model folder, a hub name, base, run:ID:LABEL of an earlier run (run:latest:finetune/tagcos), or a"
         " model's name behind an endpoint."
     ),
-]
-IndexFolder = Annotated[
-    str | None, Parameter(help="run:ID:LABEL or folder of an index; the newest of the store by default.")
 ]
 
 app = App(
@@ -87,171 +77,11 @@ def pipeline(
     show_pipeline(flow(params, store=store), store, as_json=json)
 
 
-for training in (cli_training.pretrain, cli_training.finetune, cli_training.extend, cli_training.tune):
-    app.command(training)
+for module in (cli_training, cli_corpus):
+    for registered in module.COMMANDS:
+        app.command(registered)
+app.command(cli_coreset.chosen)
 app.command(cli_preference.prefer)
-
-
-@app.command
-def index(
-    corpus: Annotated[CorpusParams, Flat] = CorpusParams(),  # noqa: B008
-    *,
-    index: Annotated[IndexParams, Flat] = IndexParams(),  # noqa: B008
-    store: Store = DEFAULT_STORE,
-    json: Json = False,
-) -> None:
-    """Read a corpus and build an n-gram index of it."""
-    begin(store)
-    from longloom.flows.index import build_index
-
-    show({"index": build_index(corpus, index, store=store)}, json)
-
-
-@app.command
-def delete(*, ids: str, index: str | None = None, store: Store = DEFAULT_STORE, json: Json = False) -> None:
-    """Delete documents from an n-gram index, for every query from now on.
-
-    Args:
-        ids: File of document ids, one a line.
-        index: run:ID:LABEL, or the folder of an index of the store; the newest one by default.
-    """
-    begin(store)
-    from longloom.flows.delete import delete as flow
-
-    show({"deletion": flow(ids, index, store=store)}, json)
-
-
-@app.command
-def count(
-    text: list[str],
-    *,
-    index: IndexFolder = None,
-    store: Store = DEFAULT_STORE,
-    json: Json = False,
-) -> None:
-    """Count how often each text stands in an indexed corpus, as the index's tokens.
-
-    Args:
-        text: One or several.
-    """
-    from longloom.flows.queries import count_texts
-
-    show(count_texts(text, index, store), json)
-
-
-@app.command
-def search(
-    text: str, *, limit: int = 10, index: IndexFolder = None, store: Store = DEFAULT_STORE, json: Json = False
-) -> None:
-    """Show the documents of an indexed corpus that hold a text, each with its first match in context.
-
-    Args:
-        text: Found as the index's tokens.
-        limit: Documents to show, the first of the corpus.
-    """
-    from longloom.flows.queries import search_text
-    from longloom.flows.show_ngrams import show_matches
-
-    show_matches(search_text(text, index, store, limit=limit), as_json=json)
-
-
-@app.command
-def cooccur(
-    *,
-    pairs: str,
-    within: int | None = None,
-    sample: int | None = None,
-    seed: int = 0,
-    memory_gib: float = 1.0,
-    out: str | None = None,
-    index: IndexFolder = None,
-    store: Store = DEFAULT_STORE,
-    json: Json = False,
-) -> None:
-    """Count the documents of an indexed corpus that hold both texts of each pair: exact, unless a sample is asked for.
-
-    Args:
-        pairs: File of pairs, one a line: JSON Lines of [first, second], or two columns with a tab between (.tsv).
-        within: At most so many tokens between the two texts, in either order; anywhere in the document by default.
-        sample: Estimate from so many documents drawn at random: unbiased, with a 95% interval.
-        seed: Of the sample.
-        memory_gib: Memory that occurrences may take; beyond it they go to disk.
-        out: Also write the table to this Parquet file.
-    """
-    from longloom.flows.queries import cooccur as ask
-    from longloom.flows.show_ngrams import ROWS, show_cooccurrence
-
-    limit = None if json else ROWS
-    found = ask(
-        pairs,
-        index,
-        store,
-        within=within,
-        sample=sample,
-        seed=seed,
-        memory_gib=memory_gib,
-        out=out,
-        limit=limit,
-    )
-    show_cooccurrence(found, as_json=json)
-
-
-coreset_app = App(name="coreset")
-app.command(coreset_app)
-
-
-@coreset_app.default
-def coreset(
-    *,
-    coreset: Annotated[CoresetParams, Flat] = CoresetParams(),  # noqa: B008
-    instructions: InstructionsParams = InstructionsParams(),  # noqa: B008
-    model: ModelParams = ModelParams(),  # noqa: B008
-    store: Store = DEFAULT_STORE,
-    json: Json = False,
-) -> None:
-    """Choose a few percent of an instruction pool."""
-    begin(store)
-    from longloom.flows.coreset import select_coreset
-
-    show(select_coreset(instructions, model, coreset, store=store), json)
-
-
-@coreset_app.command(name="prove")
-def prove_coresets(
-    *,
-    prove: Annotated[ProveParams, Flat] = ProveParams(),  # noqa: B008
-    instructions: InstructionsParams = InstructionsParams(),  # noqa: B008
-    model: ModelParams = ModelParams(),  # noqa: B008
-    store: Store = DEFAULT_STORE,
-    json: Json = False,
-) -> None:
-    """Train on coresets of every method, share and seed and on all examples, and compare their held-out losses."""
-    begin(store)
-    from longloom.flows.prove import prove as flow
-    from longloom.flows.show_prove import show_proof
-
-    show_proof(flow(instructions, model, prove, store=store), store, as_json=json)
-
-
-@coreset_app.command(name="export")
-def export_gradients(
-    *,
-    features: str = "run:latest:features",
-    out: str,
-    name: str = "pool",
-    store: Store = DEFAULT_STORE,
-    json: Json = False,
-) -> None:
-    """Write gradient features as LESS reads them, one file of unit rows a checkpoint.
-
-    Args:
-        features: run:ID:LABEL of an earlier run; targets have the label target-features.
-        out: Folder to write to.
-        name: Of the data set, in the folders' names.
-    """
-    from longloom.flows.export import export_less
-
-    show(export_less(features, out, store, name=name), json)
 
 
 @app.command
@@ -313,67 +143,6 @@ def heads(
     from longloom.flows.show import show_heads
 
     show_heads(flow(ModelParams(source=model), heads, store=store), store, as_json=json)
-
-
-@app.command
-def trace(*, trace: Annotated[TraceParams, Flat], store: Store = DEFAULT_STORE, json: Json = False) -> None:
-    """Trace models' answers back to an indexed corpus: memorization, performance, novelty and influence by size."""
-    begin(store)
-    from longloom.flows.show_trace import show_trace
-    from longloom.flows.trace import trace as flow
-
-    show_trace(flow(trace, store=store), store, as_json=json)
-
-
-@app.command
-def explain(
-    explain: Annotated[ExplainParams, Flat] = ExplainParams(),  # noqa: B008
-    *,
-    out: str | None = None,
-    store: Store = DEFAULT_STORE,
-    json: Json = False,
-) -> None:
-    """Show what of a text, or of an evaluation's answers, stands verbatim in an indexed corpus, and in which documents.
-
-    Args:
-        out: Also copy the page to this file.
-    """
-    if explain.text is None and explain.answers is None and not sys.stdin.isatty():
-        explain = ExplainParams(**{**explain.model_dump(), "text": sys.stdin.read()})
-    begin(store)
-    from longloom.flows.explain import explain as flow
-    from longloom.flows.show_sources import show_explanation
-
-    show_explanation(flow(explain, store=store), store, out, as_json=json)
-
-
-@app.command
-def contamination(
-    *,
-    contamination: Annotated[ContaminationParams | None, Flat] = None,
-    store: Store = DEFAULT_STORE,
-    json: Json = False,
-) -> None:
-    """Find the evaluation records that stand in an indexed corpus."""
-    contamination = contamination or ContaminationParams()  # which says what is missing
-    begin(store)
-    from longloom.flows.contamination import contamination as flow
-    from longloom.flows.show_sources import show_contamination
-
-    show_contamination(flow(contamination, store=store), store, as_json=json)
-
-
-@app.command
-def prompts(
-    *, prompts: Annotated[PromptsParams | None, Flat] = None, store: Store = DEFAULT_STORE, json: Json = False
-) -> None:
-    """Rank prompts by how often their n-grams stand in an indexed corpus; a model may rewrite one in both ways."""
-    prompts = prompts or PromptsParams()  # which says what is missing
-    begin(store)
-    from longloom.flows.prompts import prompts as flow
-    from longloom.flows.show_sources import show_prompts
-
-    show_prompts(flow(prompts, store=store), store, as_json=json)
 
 
 @app.command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -116,3 +117,6 @@ def tune(
     from longloom.flows.tune import tune as flow
 
     show(flow(corpus, model, tune, store=store), json)
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (pretrain, finetune, extend, tune)

@@ -6,36 +6,31 @@ Files are JSON arrays, JSON Lines, Parquet, or FLAN's chain-of-thought TSV. What
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
-from longloom.storage.parquet import FileWriter
 from longloom.storage.stats import Stats
-from longloom.tasks.corpus.duplicates import without_duplicates
 from longloom.tasks.corpus.files import JSON, PARQUET, TSV, Found, SourceFile, find_files, open_bytes
 from longloom.tasks.corpus.messages import COLUMNS, to_messages
+from longloom.tasks.corpus.record_files import records_in
 from longloom.tasks.corpus.records import (
     BOM,
     BadRecords,
     FaultError,
     Record,
-    describe,
-    json_lines,
-    parquet_rows,
-    record_id,
+    needed_id,
     record_source,
 )
+from longloom.tasks.corpus.table import values, write_records
 from longloom.tasks.progress import Progress, silent
 
 NAME = "instructions"
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("messages", pa.list_(MESSAGE))])
 FORMATS = (*JSON, *PARQUET, *TSV)
-BATCH_ROWS = 1024
 
 
 def build(sources: list[str], out: Path, *, on_bad_record: str, progress: Progress = silent) -> Stats:
@@ -60,42 +55,22 @@ def build(sources: list[str], out: Path, *, on_bad_record: str, progress: Progre
     found = find_files(sources, FORMATS)
     formats: Counter[str] = Counter()
 
-    def write(tables: Iterator[pa.Table]) -> tuple[int, int]:
-        turns = 0
-        with FileWriter(out / f"{NAME}.parquet", SCHEMA) as file:
-            for table in tables:
-                file.write_table(table)
-                turns += sum(map(len, table["messages"].to_pylist()))
-                progress(file.rows, None)
-        return file.rows, turns
-
-    rows, turns = write(_tables(_examples(found, bad, formats)))
-    if not rows:
-        first = f" ({bad.skipped} bad records were skipped, the first: {bad.examples[0]})" if bad.skipped else ""
-        raise ValueError(f"{', '.join(sources)}: no examples found{first}")
-
-    def places() -> Iterator[tuple[str, str]]:
-        for record, example in _examples(found, BadRecords("skip"), Counter()):
-            yield str(example["id"]), record.place
-
-    kept = without_duplicates(out, NAME, bad=bad, places=places)
-    if kept is not None:
-        rows, turns = write(kept)
+    rows = write_records(
+        _examples(found, bad, formats),
+        lambda: _examples(found, BadRecords("skip"), Counter()),
+        out,
+        NAME,
+        SCHEMA,
+        sources=sources,
+        what="examples",
+        bad=bad,
+        progress=progress,
+    )
+    turns = sum(map(len, values(out, NAME, "messages")))
     return Stats(
         counts={"examples": rows, "turns": turns, "skipped": bad.skipped},
         values={"formats": dict(sorted(formats.items())), "skipped_examples": bad.examples},
     )
-
-
-def _tables(examples: Iterator[tuple[Record, dict[str, object]]]) -> Iterator[pa.Table]:
-    batch: list[dict[str, object]] = []
-    for _, example in examples:
-        batch.append(example)
-        if len(batch) == BATCH_ROWS:
-            yield pa.Table.from_pylist(batch, schema=SCHEMA)
-            batch = []
-    if batch:
-        yield pa.Table.from_pylist(batch, schema=SCHEMA)
 
 
 def _examples(found: Found, bad: BadRecords, formats: Counter[str]) -> Iterator[tuple[Record, dict[str, object]]]:
@@ -103,11 +78,7 @@ def _examples(found: Found, bad: BadRecords, formats: Counter[str]) -> Iterator[
     for record in _records(found, bad):
         try:
             name, messages = to_messages(record.value)
-            identifier = record_id(record, "id")
-            if identifier is None:
-                raise FaultError(
-                    f"found {describe(record.value['id'])} in the field 'id', expected a string or integer"
-                )
+            identifier = needed_id(record)
         except FaultError as fault:
             bad.report(record.place, str(fault), name=record.name)
         else:
@@ -120,44 +91,10 @@ def _examples(found: Found, bad: BadRecords, formats: Counter[str]) -> Iterator[
 
 def _records(found: Found, bad: BadRecords) -> Iterator[Record]:
     for item in found.items:
-        if isinstance(item, str):
-            from longloom.tasks.corpus import hub  # imports datasets: only when a hub data set is read
-
-            yield from hub.rows(item)
-        elif item.suffix in TSV:
+        if isinstance(item, SourceFile) and item.suffix in TSV:
             yield from _flan_rows(item, bad)
-        elif item.suffix in PARQUET:
-            yield from parquet_rows(item, COLUMNS, bad)
-        elif is_array(item):
-            yield from array_items(item, bad)
         else:
-            yield from json_lines(item, bad)
-
-
-def is_array(file: SourceFile) -> bool:
-    """Whether a JSON file is one array and not an object a line; its name does not tell."""
-    with open_bytes(file.path) as stream:
-        for line in stream:
-            start = line.removeprefix(BOM).lstrip()
-            if start:
-                return start.startswith(b"[")
-    return False
-
-
-def array_items(file: SourceFile, bad: BadRecords) -> Iterator[Record]:
-    """The items of a file that is one JSON array; the whole of it is in memory."""
-    with open_bytes(file.path) as stream:
-        content = stream.read()
-    try:
-        items = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file.path}: begins like a JSON array but cannot be read as one ({error})") from None
-    for number, value in enumerate(items, start=1):
-        record = Record(value, number, file, "item")
-        if isinstance(value, dict):
-            yield record
-        else:
-            bad.report(record.place, f"found {describe(value)}, expected a JSON object", name=record.name)
+            yield from records_in(item, COLUMNS, bad)
 
 
 def _flan_rows(file: SourceFile, bad: BadRecords) -> Iterator[Record]:

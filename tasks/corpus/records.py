@@ -187,6 +187,18 @@ def record_id(record: Record, id_field: str) -> str | None:
     return value if isinstance(value, str) and value and is_utf8(value) else None
 
 
+def needed_id(record: Record) -> str:
+    """The same of the field `id`, for records that must be told apart.
+
+    Raises:
+        FaultError: it is not usable.
+    """
+    found = record_id(record, "id")
+    if found is None:
+        raise FaultError(f"found {describe(record.value['id'])} in the field 'id', expected a string or integer")
+    return found
+
+
 def record_source(record: Record) -> str:
     """The record's `source` if it is a string, else the name of the file or folder that the user gave."""
     value = record.value.get("source")

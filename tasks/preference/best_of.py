@@ -22,10 +22,11 @@ from longloom.storage.parquet import FileWriter
 from longloom.storage.stats import Stats
 from longloom.tasks.corpus.files import find_files
 from longloom.tasks.corpus.messages import Message, text_of
+from longloom.tasks.corpus.record_files import records_of
 from longloom.tasks.corpus.records import BadRecords, FaultError, Record, describe, record_id
 from longloom.tasks.preference.accuracy import mean
 from longloom.tasks.preference.encoding import Asked
-from longloom.tasks.preference.pairs import FORMATS, records_of
+from longloom.tasks.preference.pairs import FORMATS
 from longloom.tasks.preference.scorer import Scorer
 from longloom.tasks.preference.scoring import Fits
 from longloom.tasks.progress import Progress, silent

@@ -14,21 +14,19 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from longloom.storage.parquet import FileWriter, iter_batches
+from longloom.storage.parquet import iter_batches
 from longloom.storage.stats import Stats
-from longloom.tasks.corpus.duplicates import without_duplicates
 from longloom.tasks.corpus.files import JSON, PARQUET, Found, find_files
-from longloom.tasks.corpus.instructions import BATCH_ROWS, MESSAGE, array_items, is_array
+from longloom.tasks.corpus.instructions import MESSAGE
+from longloom.tasks.corpus.record_files import records_of
 from longloom.tasks.corpus.records import (
     BadRecords,
     FaultError,
     Record,
-    describe,
-    json_lines,
-    parquet_rows,
-    record_id,
+    needed_id,
     record_source,
 )
+from longloom.tasks.corpus.table import BATCH_ROWS, write_records
 from longloom.tasks.preference.formats import COLUMNS, CONTEXTS, IdenticalError, to_comparisons
 from longloom.tasks.preference.reversals import context_free_best
 from longloom.tasks.progress import Progress, silent
@@ -89,24 +87,17 @@ def build(sources: list[str], out: Path, *, contexts: str, on_bad_record: str, p
     bad, told = BadRecords(on_bad_record), Told()
     found = find_files(sources, FORMATS)
 
-    def write(tables: Iterator[pa.Table]) -> int:
-        with FileWriter(out / f"{NAME}.parquet", SCHEMA) as file:
-            for table in tables:
-                file.write_table(table)
-                progress(file.rows, None)
-        return file.rows
-
-    if not write(_tables(_rows(found, contexts, bad, told))):
-        first = f" ({bad.skipped} bad records were skipped, the first: {bad.examples[0]})" if bad.skipped else ""
-        raise ValueError(f"{', '.join(sources)}: no comparisons found{first}")
-
-    def places() -> Iterator[tuple[str, str]]:
-        for record, row in _rows(found, contexts, BadRecords("skip"), Told()):
-            yield str(row["id"]), record.place
-
-    kept = without_duplicates(out, NAME, bad=bad, places=places)
-    if kept is not None:
-        write(kept)
+    write_records(
+        _rows(found, contexts, bad, told),
+        lambda: _rows(found, contexts, BadRecords("skip"), Told()),
+        out,
+        NAME,
+        SCHEMA,
+        sources=sources,
+        what="comparisons",
+        bad=bad,
+        progress=progress,
+    )
     counts, context_free = described(out)
     return Stats(
         counts=counts | {"skipped": bad.skipped, "identical": told.identical},
@@ -150,27 +141,12 @@ def _digest(*texts: str) -> bytes:
     return digest.digest()
 
 
-def _tables(rows: Iterator[tuple[Record, dict[str, object]]]) -> Iterator[pa.Table]:
-    batch: list[dict[str, object]] = []
-    for _, row in rows:
-        batch.append(row)
-        if len(batch) == BATCH_ROWS:
-            yield pa.Table.from_pylist(batch, schema=SCHEMA)
-            batch = []
-    if batch:
-        yield pa.Table.from_pylist(batch, schema=SCHEMA)
-
-
 def _rows(found: Found, contexts: str, bad: BadRecords, told: Told) -> Iterator[tuple[Record, dict[str, object]]]:
     """Streams the good comparisons with the records that they come from."""
     for record in records_of(found, COLUMNS, bad):
         try:
             name, comparisons = to_comparisons(record.value, contexts=contexts)
-            identifier = record_id(record, "id")
-            if identifier is None:
-                raise FaultError(
-                    f"found {describe(record.value['id'])} in the field 'id', expected a string or integer"
-                )
+            identifier = needed_id(record)
         except FaultError as fault:
             bad.report(record.place, str(fault), name=record.name)
             told.identical += isinstance(fault, IdenticalError)
@@ -192,18 +168,3 @@ def _rows(found: Found, contexts: str, bad: BadRecords, told: Told) -> Iterator[
                     "tie": each.tie,
                 },
             )
-
-
-def records_of(found: Found, columns: tuple[str, ...], bad: BadRecords) -> Iterator[Record]:
-    """Streams the records of all sources; of Parquet files these columns."""
-    for item in found.items:
-        if isinstance(item, str):
-            from longloom.tasks.corpus import hub  # imports datasets: only when a hub data set is read
-
-            yield from hub.rows(item)
-        elif item.suffix in PARQUET:
-            yield from parquet_rows(item, columns, bad)
-        elif is_array(item):
-            yield from array_items(item, bad)
-        else:
-            yield from json_lines(item, bad)

@@ -18,10 +18,11 @@ from longloom.storage.parquet import FileWriter
 from longloom.storage.stats import Stats
 from longloom.tasks.corpus.files import find_files
 from longloom.tasks.corpus.messages import Message, text_of
+from longloom.tasks.corpus.record_files import records_of
 from longloom.tasks.corpus.records import BadRecords, FaultError, Record, describe, record_id
 from longloom.tasks.preference.encoding import Asked
 from longloom.tasks.preference.formats import COLUMNS, asked_turns, to_comparisons
-from longloom.tasks.preference.pairs import FORMATS, records_of
+from longloom.tasks.preference.pairs import FORMATS
 from longloom.tasks.preference.scorer import RewardScorer, load_scorer
 from longloom.tasks.preference.training import ON_TOO_LONG
 from longloom.tasks.progress import Progress, silent

@@ -17,23 +17,21 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from longloom.evals.chatrag.prompt import Passage, join_passages
-from longloom.storage.parquet import FileWriter
 from longloom.storage.stats import Stats
-from longloom.tasks.corpus.duplicates import without_duplicates
 from longloom.tasks.corpus.files import JSON, PARQUET, Found, find_files
-from longloom.tasks.corpus.instructions import BATCH_ROWS, MESSAGE, array_items, is_array
+from longloom.tasks.corpus.instructions import MESSAGE
 from longloom.tasks.corpus.messages import COLUMNS as INSTRUCTION_COLUMNS
 from longloom.tasks.corpus.messages import chat, text_of, to_messages
+from longloom.tasks.corpus.record_files import records_of
 from longloom.tasks.corpus.records import (
     BadRecords,
     FaultError,
     Record,
     describe,
-    json_lines,
-    parquet_rows,
-    record_id,
+    needed_id,
     record_source,
 )
+from longloom.tasks.corpus.table import values, write_records
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.chatqa_prompt import KINDS
 
@@ -84,56 +82,32 @@ def build(sources: list[str], out: Path, *, kind: str | None, on_bad_record: str
     bad, formats = BadRecords(on_bad_record), Counter[str]()
     found = find_files(sources, FORMATS)
 
-    def write(tables: Iterator[pa.Table]) -> tuple[int, int]:
-        with_context = 0
-        with FileWriter(out / f"{NAME}.parquet", SCHEMA) as file:
-            for table in tables:
-                file.write_table(table)
-                with_context += sum(map(bool, table["context"].to_pylist()))
-                progress(file.rows, None)
-        return file.rows, with_context
-
-    rows, with_context = write(_tables(_rows(found, kind, bad, formats)))
-    if not rows:
-        first = f" ({bad.skipped} bad records were skipped, the first: {bad.examples[0]})" if bad.skipped else ""
-        raise ValueError(f"{', '.join(sources)}: no conversations found{first}")
-
-    def places() -> Iterator[tuple[str, str]]:
-        for record, row in _rows(found, kind, BadRecords("skip"), Counter()):
-            yield str(row["id"]), record.place
-
-    kept = without_duplicates(out, NAME, bad=bad, places=places)
-    if kept is not None:
-        rows, with_context = write(kept)
+    rows = write_records(
+        _rows(found, kind, bad, formats),
+        lambda: _rows(found, kind, BadRecords("skip"), Counter()),
+        out,
+        NAME,
+        SCHEMA,
+        sources=sources,
+        what="conversations",
+        bad=bad,
+        progress=progress,
+    )
+    with_context = sum(map(bool, values(out, NAME, "context")))
     return Stats(
         counts={"examples": rows, "with_context": with_context, "skipped": bad.skipped},
         values={"formats": dict(sorted(formats.items())), "skipped_examples": bad.examples},
     )
 
 
-def _tables(rows: Iterator[tuple[Record, dict[str, object]]]) -> Iterator[pa.Table]:
-    batch: list[dict[str, object]] = []
-    for _, row in rows:
-        batch.append(row)
-        if len(batch) == BATCH_ROWS:
-            yield pa.Table.from_pylist(batch, schema=SCHEMA)
-            batch = []
-    if batch:
-        yield pa.Table.from_pylist(batch, schema=SCHEMA)
-
-
 def _rows(
     found: Found, kind: str | None, bad: BadRecords, formats: Counter[str]
 ) -> Iterator[tuple[Record, dict[str, object]]]:
     """Streams the good examples with the records that they come from."""
-    for record in _records(found, bad):
+    for record in records_of(found, COLUMNS, bad):
         try:
             name, turns = to_turns(record.value)
-            identifier = record_id(record, "id")
-            if identifier is None:
-                raise FaultError(
-                    f"found {describe(record.value['id'])} in the field 'id', expected a string or integer"
-                )
+            identifier = needed_id(record)
         except FaultError as fault:
             bad.report(record.place, str(fault), name=record.name)
             continue
@@ -148,20 +122,6 @@ def _rows(
                     **turn._asdict(),
                 },
             )
-
-
-def _records(found: Found, bad: BadRecords) -> Iterator[Record]:
-    for item in found.items:
-        if isinstance(item, str):
-            from longloom.tasks.corpus import hub  # imports datasets: only when a hub data set is read
-
-            yield from hub.rows(item)
-        elif item.suffix in PARQUET:
-            yield from parquet_rows(item, COLUMNS, bad)
-        elif is_array(item):
-            yield from array_items(item, bad)
-        else:
-            yield from json_lines(item, bad)
 
 
 def to_turns(value: dict[str, object]) -> tuple[str, list[Turn]]:
