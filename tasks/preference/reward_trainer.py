@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,14 +12,13 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_callback import PrinterCallback
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
 from longloom.tasks.progress import Progress
-from longloom.tasks.training.loop import CHECKPOINTS
-from longloom.tasks.training.resume import digest_of, keep_last_good, layout, to_resume
-from longloom.tasks.training.watch import NotFinite, Watch, check_weights, write_speed
+from longloom.tasks.training.resume import digest_of
+from longloom.tasks.training.watch import Watch
+from longloom.tasks.training.watched import arguments, run, use_one_gpu
 
 #: A row of the training's course: means since the last one. accuracy: the share of pairs in their order; margin: the
 #: score by which the chosen is above the rejected; reward: of all responses.
@@ -129,76 +127,33 @@ def train(
         ValueError: the loss, the gradient or the weights became NaN or infinite: the model of the last checkpoint is
             kept in `out`/checkpoints/last-good; a checkpoint in `out` of another configuration.
     """
-    steps = len(tokens) - 1
-    folder = out / CHECKPOINTS
-    folder.mkdir(exist_ok=True)
-    gpu = torch.cuda.is_available()
-    arguments = RewardConfig(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=1,  # one numbered batch
-        train_sampling_strategy="sequential",
+    common = arguments(out, steps=len(tokens) - 1, seed=seed, save_every=save_every, log_every=log_every)
+    made = RewardConfig(
+        **common,
         learning_rate=learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=warmup,
-        optim="adamw_torch_fused",
         weight_decay=0.0,
-        max_grad_norm=1.0,
         center_rewards_coefficient=centre or None,
         max_length=None,  # what is too long is not among the batches
-        logging_steps=log_every,
-        logging_nan_inf_filter=False,
-        # At the end of a row: a loss half summed up is lost in a checkpoint.
-        save_steps=-(-save_every // log_every) * log_every,
-        save_total_limit=1,
-        report_to=[],
-        disable_tqdm=True,
-        seed=seed,
-        use_cpu=not gpu,
-        bf16=gpu,
-        activation_checkpointing=gpu,
-        dataloader_pin_memory=gpu,
-        remove_unused_columns=False,
+        activation_checkpointing=common["bf16"],
     )
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # trl knows one GPU a process
+    use_one_gpu(made)
     trainer = _Rewards(
         model=model,
-        args=arguments,
+        args=made,
         data_collator=batches,
         train_dataset=batches.dataset,
         processing_class=tokenizer,
         callbacks=[Watch(tokens, progress, after_step)],
     )
-    trainer.remove_callback(PrinterCallback)
-    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
-    run = {
-        "steps": steps,
-        "tokens": tokens[-1],
+    configuration = {
         "batches": digest_of(batches.dataset["chosen_ids"][:]),
         "learning_rate": learning_rate,
         "margin": batches.margin,
         "centre": centre,
-        "seed": seed,
-        "log_every": log_every,
-        "model": type(model).__name__,
-        "parameters": layout(model),
     }
-    try:
-        with warnings.catch_warnings():  # peft, that it saves embeddings to which padding was added
-            warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
-            trainer.train(resume_from_checkpoint=to_resume(folder, run))
-        check_weights(model, steps)  # past the last row's loss
-    except NotFinite as stop:
-        kept = keep_last_good(model, tokenizer, folder)
-        raise ValueError(f"training: {stop}; {f'{kept}; ' if kept else ''}lower the learning rate") from None
-    write_speed(trainer.state.log_history, tokens, folder)
-    return [
-        {
-            "tokens": tokens[int(row["step"])],
-            "reward": row["mean_reward"],
-            **{name: row[name] for name in ("step", "loss", "learning_rate", "grad_norm", "accuracy", "margin")},
-        }
-        for row in trainer.state.log_history
-        if "loss" in row
-    ]
+    with warnings.catch_warnings():  # peft, that it saves embeddings to which padding was added
+        warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
+        rows = run(trainer, configuration, model, tokens, tokenizer)
+    return [{name: row["mean_reward" if name == "reward" else name] for name in SCHEMA.names} for row in rows]

@@ -25,8 +25,8 @@ from longloom.tasks.preference.reward_model import TUNINGS, start, with_adapters
 from longloom.tasks.preference.reward_trainer import SCHEMA, Batches, Pair, train
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.checkpoints import leave_kept
-from longloom.tasks.training.loop import keep_speed
 from longloom.tasks.training.sft import epoch_batches
+from longloom.tasks.training.watched import keep_speed
 
 #: Share of the steps that warm up.
 WARMUP_SHARE = 0.03

@@ -21,9 +21,9 @@ from longloom.tasks.preference.reward_trainer import Batches, train
 from longloom.tasks.preference.training import WARMUP_SHARE, read_pairs
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.checkpoints import leave_kept, spaced
-from longloom.tasks.training.loop import keep_speed
 from longloom.tasks.training.sft import epoch_batches
 from longloom.tasks.training.warmup import save_checkpoint
+from longloom.tasks.training.watched import keep_speed
 
 
 def build(

@@ -30,7 +30,7 @@ from longloom.tasks.trace.pairs import KEPT
 from longloom.tasks.trace.probabilities import window_of
 from longloom.tasks.trace.records import Record, load
 from longloom.tasks.training.checkpoints import STEP, TOLD
-from longloom.tasks.training.loop import CHECKPOINTS
+from longloom.tasks.training.watched import CHECKPOINTS
 
 #: Which documents: those that hold both n-grams, and those that hold the output's alone.
 PAIR, OUTPUT = GROUPS = ("pair", "output")

@@ -16,7 +16,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from longloom.tasks.training.loop import CHECKPOINTS
+from longloom.tasks.training.watched import CHECKPOINTS
 
 #: Beginning of their names.
 STEP = "step-"

@@ -21,9 +21,10 @@ from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.accounting import plan
 from longloom.tasks.training.checkpoints import leave_kept
-from longloom.tasks.training.loop import Batch, keep_speed, linear, train, write_rows
+from longloom.tasks.training.loop import Batch, linear, train, write_rows
 from longloom.tasks.training.pack import read_rows
 from longloom.tasks.training.rope import check_masked, extend_rope
+from longloom.tasks.training.watched import keep_speed
 
 ROWS = 200
 SAVES = 20

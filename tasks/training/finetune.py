@@ -14,8 +14,9 @@ from longloom.kernels.huggingface.load import load_model
 from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.checkpoints import keeper, leave_kept, spaced
-from longloom.tasks.training.loop import Batch, keep_speed, linear, train, write_rows
+from longloom.tasks.training.loop import Batch, linear, train, write_rows
 from longloom.tasks.training.sft import encode_all, epoch_batches, load_messages, pad
+from longloom.tasks.training.watched import keep_speed
 
 #: Share of the steps that warm up, as LESS and TAGCOS train (arXiv 2407.15235, section 4.1).
 WARMUP_SHARE = 0.03

@@ -2,12 +2,11 @@
 
 Batch i depends on i alone, so a run that was killed goes on from its last checkpoint and ends with the bytes of a run
 that was not. Loss, learning rate and gradient norm are kept as rows; speed and memory, which differ between equal runs,
-apart from them (`keep_speed`). A loss that is no number ends the run, with the last good model kept.
+apart from them (`watched.keep_speed`). A loss that is no number ends the run, with the last good model kept.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ import torch
 from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
 
 from longloom.tasks.progress import Progress
 from longloom.tasks.training.mix import IGNORE
-from longloom.tasks.training.resume import digest_of, keep_last_good, layout, to_resume
-from longloom.tasks.training.watch import SPEED, NotFinite, Watch, check_weights, write_speed
+from longloom.tasks.training.resume import digest_of
+from longloom.tasks.training.watch import Watch
+from longloom.tasks.training.watched import arguments, run, use_one_gpu
 
 Batch = dict[str, torch.Tensor]
 ROWS = pa.schema(
@@ -35,8 +34,6 @@ ROWS = pa.schema(
         ("grad_norm", pa.float64()),
     ]
 )
-#: Where checkpoints lie within a stage's work folder until it is done.
-CHECKPOINTS = "checkpoints"
 
 
 class NumberedBatches(Dataset[Batch]):
@@ -127,92 +124,35 @@ def train(
     """
     steps = len(learning_rates)
     assert len(tokens) == steps + 1, "one entry before the first step, one after each"
-    folder = out / CHECKPOINTS
-    folder.mkdir(exist_ok=True)
-    gpu = torch.cuda.is_available()
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=1,  # one numbered batch
+    made = TrainingArguments(
+        **arguments(out, steps=steps, seed=seed, save_every=save_every, log_every=log_every),
         gradient_accumulation_steps=accumulate,
-        train_sampling_strategy="sequential",
         learning_rate=max(learning_rates),
-        optim="adamw_torch_fused",
         weight_decay=weight_decay,
         adam_beta1=betas[0],
         adam_beta2=betas[1],
-        max_grad_norm=1.0,
-        logging_steps=log_every,
-        logging_nan_inf_filter=False,
-        save_strategy="steps" if save_every else "no",
-        # At the end of a row: a loss half summed up is lost in a checkpoint.
-        save_steps=-(-save_every // log_every) * log_every or steps,
-        save_total_limit=1,
-        report_to=[],
-        disable_tqdm=True,
-        seed=seed,
-        use_cpu=not gpu,
-        bf16=gpu,
-        dataloader_pin_memory=gpu,
-        remove_unused_columns=False,
     )
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # else several batches are drawn a step, one for each GPU
+    use_one_gpu(made)
     trainer = _Loop(
         model=model,
-        args=arguments,
+        args=made,
         train_dataset=NumberedBatches(make, steps * accumulate),
         data_collator=lambda items: items[0],
         learning_rates=learning_rates,
         callbacks=[Watch(tokens, progress, after_step)],
     )
-    trainer.remove_callback(PrinterCallback)
-    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
-    run = {
-        "steps": steps,
-        "tokens": tokens[-1],
+    configuration = {
         "learning_rates": digest_of(learning_rates),
         "weight_decay": weight_decay,
         "betas": list(betas),
-        "seed": seed,
-        "log_every": log_every,
         "accumulate": accumulate,
-        "model": type(model).__name__,
-        "parameters": layout(model),
     }
-    try:
-        trainer.train(resume_from_checkpoint=to_resume(folder, run))
-        check_weights(model, steps)  # past the last row's loss
-    except NotFinite as stop:
-        kept = keep_last_good(model, tokenizer, folder)
-        raise ValueError(f"training: {stop}; {f'{kept}; ' if kept else ''}lower the learning rate") from None
-    write_speed(trainer.state.log_history, tokens, folder)
-    return [
-        {
-            "step": row["step"],
-            "tokens": tokens[int(row["step"])],
-            "loss": row["loss"],
-            "learning_rate": row["learning_rate"],
-            "grad_norm": row["grad_norm"],
-        }
-        for row in trainer.state.log_history
-        if "loss" in row
-    ]
+    return [{name: row[name] for name in ROWS.names} for row in run(trainer, configuration, model, tokens, tokenizer)]
 
 
 def write_rows(rows: list[dict[str, float]], out: Path) -> None:
     """Writes `training.parquet`."""
     pq.write_table(pa.Table.from_pylist(rows, ROWS), out / "training.parquet", compression="zstd")
-
-
-def keep_speed(out: Path) -> tuple[str, ...]:
-    """Makes `speed.parquet` a part of the artifact, before its checkpoints are removed.
-
-    Returns:
-        For `Stats.volatile`.
-    """
-    (out / CHECKPOINTS / SPEED).replace(out / SPEED)
-    return (SPEED,)
 
 
 def linear(steps: int, *, peak: float, final: float, warmup: int) -> list[float]:

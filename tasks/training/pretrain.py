@@ -29,11 +29,12 @@ from longloom.tasks.ngrams.encode import TokenizerEncoder
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.checkpoints import keeper, leave_kept, spaced
 from longloom.tasks.training.facts import Facts
-from longloom.tasks.training.loop import Batch, keep_speed, linear, train, write_rows
+from longloom.tasks.training.loop import Batch, linear, train, write_rows
 from longloom.tasks.training.mix import Phase, Turns, batch_of
 from longloom.tasks.training.recipe import RECIPES, SHAPES
 from longloom.tasks.training.seeding import seed_induction
 from longloom.tasks.training.tokens import write_tokens
+from longloom.tasks.training.watched import keep_speed
 
 #: (length, gap) of the random sequences whose copying is measured, where they fit the window.
 COPIES = ((64, 0), (64, 256), (64, 832))

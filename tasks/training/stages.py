@@ -28,9 +28,10 @@ from longloom.tasks.training.chatqa_prompt import CHAT_TEMPLATE, Encoded, encode
 from longloom.tasks.training.checkpoints import leave_kept
 from longloom.tasks.training.conversations import NAME, SCHEMA
 from longloom.tasks.training.finetune import ROWS, SAVES, WARMUP_SHARE
-from longloom.tasks.training.loop import Batch, keep_speed, linear, train, write_rows
+from longloom.tasks.training.loop import Batch, linear, train, write_rows
 from longloom.tasks.training.mix import IGNORE
 from longloom.tasks.training.sft import epoch_batches, pad
+from longloom.tasks.training.watched import keep_speed
 
 _READ_ROWS = 64
 

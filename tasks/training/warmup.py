@@ -22,8 +22,9 @@ from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.checkpoints import mean_rates, spaced
 from longloom.tasks.training.finetune import WARMUP_SHARE, with_lora
-from longloom.tasks.training.loop import CHECKPOINTS, Batch, keep_speed, linear, train, write_rows
+from longloom.tasks.training.loop import Batch, linear, train, write_rows
 from longloom.tasks.training.sft import encode_all, epoch_batches, load_messages, pad
+from longloom.tasks.training.watched import CHECKPOINTS, keep_speed
 
 
 def build(

@@ -22,8 +22,8 @@ from longloom.tasks.preference.reward_trainer import Pair
 from longloom.tasks.preference.scorer import Asked, load_scorer
 from longloom.tasks.preference.template import DEFAULT
 from longloom.tasks.progress import Progress, silent
-from longloom.tasks.training.loop import CHECKPOINTS
 from longloom.tasks.training.sft import epoch_batches
+from longloom.tasks.training.watched import CHECKPOINTS
 
 Contents = Callable[[Path], dict[str, bytes]]
 AsComparisons = Callable[[list[dict[str, object]]], Path]

@@ -17,8 +17,8 @@ from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training import extension, pack
 from longloom.tasks.training.extension import load_extended, row_order
-from longloom.tasks.training.loop import CHECKPOINTS
 from longloom.tasks.training.pack import read_rows
+from longloom.tasks.training.watched import CHECKPOINTS
 
 Contents = Callable[[Path], dict[str, bytes]]
 LENGTH = 96

@@ -16,8 +16,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training import finetune
-from longloom.tasks.training.loop import CHECKPOINTS
 from longloom.tasks.training.sft import encode, load_messages
+from longloom.tasks.training.watched import CHECKPOINTS
 
 Contents = Callable[[Path], dict[str, bytes]]
 OPTIONS: dict[str, Any] = {

@@ -18,10 +18,11 @@ from longloom.storage.stats import Stats
 from longloom.tasks.ngrams.encode import TokenizerEncoder
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training import pretrain
-from longloom.tasks.training.loop import CHECKPOINTS, linear
+from longloom.tasks.training.loop import linear
 from longloom.tasks.training.mix import Facts, Turns, batch_of
 from longloom.tasks.training.recipe import RECIPES, SHAPES
 from longloom.tasks.training.tokens import write_tokens
+from longloom.tasks.training.watched import CHECKPOINTS
 
 TURNS = Turns(user=1, assistant=2, end=0)
 NO_FACTS = Facts(lambda text: [], [], "")

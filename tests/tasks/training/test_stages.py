@@ -18,8 +18,8 @@ from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training import stages
 from longloom.tasks.training.conversations import NAME, SCHEMA
-from longloom.tasks.training.loop import SPEED
 from longloom.tasks.training.mix import IGNORE
+from longloom.tasks.training.watch import SPEED
 
 Contents = Callable[[Path], dict[str, bytes]]
 PART = {"stage": "one", "shares": {"a": 0.75, "b": 0.25}, "examples": 16, "max_length": 400}

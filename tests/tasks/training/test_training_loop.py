@@ -18,9 +18,10 @@ from longloom.kernels.huggingface.load import load_model
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.finetune import with_lora
 from longloom.tasks.training.imported import build as build_imported
-from longloom.tasks.training.loop import CHECKPOINTS, ROWS, Batch, keep_speed, linear, train, write_rows
+from longloom.tasks.training.loop import ROWS, Batch, linear, train, write_rows
 from longloom.tasks.training.resume import LAST_GOOD, RUN
 from longloom.tasks.training.watch import SPEED, SPEED_ROWS
+from longloom.tasks.training.watched import CHECKPOINTS, keep_speed
 
 
 @pytest.fixture
