@@ -19,14 +19,15 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from longcache import ASKING, DEPTHS, DIVIDED, QUESTION, asked, share
+from longcache import QUESTION, asked
+from longcache_results import ASKING, DEPTHS, DIVIDED, share
 from machine import machine
+from over_seeds import show, spread
 
 from longloom.flows.runtime import prepare, quiet, start_server
 
@@ -206,14 +207,6 @@ def one_seed(root: str, seed: int) -> dict[str, Any]:
 
 def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over the seeds, with the least and the most."""
-
-    def spread(values: Sequence[float]) -> dict[str, float]:
-        return {
-            "mean": round(statistics.mean(values), 2),
-            "least": round(min(values), 2),
-            "most": round(max(values), 2),
-        }
-
     first = seeds[0]
     return {
         "needles, % found": {
@@ -317,16 +310,7 @@ def main() -> None:
     result = {"machine": machine(), "claims": claims(table), "summary": table, "seeds": seeds}
     options.json.write_text(json.dumps(result, indent=1) + "\n")
     draw(table, options.picture)
-    for part, rows in table.items():
-        print(f"\n{part}")
-        for name, cells in rows.items():
-            shown = "  ".join(
-                f"{key} {cell['mean']:g} ({cell['least']:g}-{cell['most']:g})" for key, cell in cells.items()
-            )
-            print(f"  {name:26} {shown}")
-    print()
-    for claim in result["claims"]:
-        print(f"{'holds' if claim['holds'] else 'FAILS':6} {claim['claim']}: {claim['found']}")
+    show(table, result["claims"])
 
 
 if __name__ == "__main__":

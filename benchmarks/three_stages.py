@@ -2,9 +2,9 @@
 
     nice python benchmarks/three_stages.py --store .longloom/stages
 
-Each seed extends the repository's base checkpoint from a window of 1,024 to 2,048 tokens, tunes it in three stages
-(short ones of 512 tokens, the third with documents of up to 1,900), and the same examples all in one; `no-long` is a
-third stage as long without the long documents. All answer questions about facts in the held-out modules' code, in
+The repository's base checkpoint is extended once from a window of 1,024 to 2,048 tokens. Each seed tunes it in three
+stages (short ones of 512 tokens, the third with documents of up to 1,900), and the same examples all in one; `no-long`
+is a third stage as long without the long documents. All answer questions about facts in the held-out modules' code, in
 contexts of four lengths; the model of three stages also with what BM25 retrieves of them, chunk sizes by k. A run that
 was stopped goes on from the store.
 """
@@ -20,6 +20,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from machine import machine
+from over_seeds import show, spread
 
 from longloom.flows.runtime import prepare, quiet, start_server
 
@@ -125,7 +126,7 @@ def one_seed(root: str, seed: int, data: Path) -> dict[str, Any]:
     started = time.monotonic()
     extend(
         pack=PackParams(length=WINDOW, tokens=1_000_000, separator="special"),
-        extend=ExtendParams.model_validate(EXTEND | {"seed": seed}),
+        extend=ExtendParams.model_validate(EXTEND),
         store=root,
     )
     refs = tune(
@@ -157,11 +158,6 @@ def _scores(store: Any, ref: Any) -> dict[str, float]:
     """Length -> score, 0 to 100."""
     rows = pq.read_table(store.open(ref) / "scores.parquet").to_pylist()
     return {row["task"].rpartition("_")[2]: row["score"] for row in rows}
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Mean and range over seeds."""
-    return {"mean": round(statistics.fmean(values), 2), "least": round(min(values), 2), "most": round(max(values), 2)}
 
 
 def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -287,14 +283,7 @@ def main() -> None:
     }
     options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     draw(table, options.picture)
-    for part, rows in table.items():
-        print(f"\n{part}")
-        for name, cells in rows.items():
-            shown = "  ".join(f"{key} {c['mean']:g} ({c['least']:g}-{c['most']:g})" for key, c in cells.items())
-            print(f"  {name:40} {shown}")
-    print()
-    for claim in result["claims"]:
-        print(f"{'holds' if claim['holds'] else 'FAILS':6} {claim['claim']}: {claim['found']}")
+    show(table, result["claims"])
 
 
 if __name__ == "__main__":
