@@ -57,9 +57,12 @@ def count(
     Args:
         text: One or several.
     """
-    from longloom.flows.queries import count_texts
+    from longloom.flows.queries import count_behind_blanks, count_texts
+    from longloom.flows.show_ngrams import show_behind_blanks
 
     show(count_texts(text, index, store), json)
+    if not json:
+        show_behind_blanks(count_behind_blanks(text, index, store))
 
 
 def search(

@@ -35,6 +35,20 @@ def count_texts(texts: list[str], index: str | None, store: str) -> dict[str, in
     return {text: opened.count(text) for text in texts}
 
 
+def count_behind_blanks(texts: list[str], index: str | None, store: str) -> dict[str, int]:
+    """Counts of " text" for the texts that are other tokens there, as a word within a line is to most tokenizers."""
+    opened = _open(index, store)
+    found = {}
+    for text in texts:
+        try:
+            alone, behind = opened.encode(text), opened.encode(f" {text}")
+        except ValueError:  # a vocabulary without blanks
+            continue
+        if behind[-len(alone) :] != alone and (count := opened.count(behind)):
+            found[f" {text}"] = count
+    return found
+
+
 def search_text(text: str, index: str | None, store: str, *, limit: int) -> dict[str, Any]:
     """The documents that hold a text, with the match in context (tasks/ngrams/matches.py).
 

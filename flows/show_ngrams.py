@@ -13,6 +13,13 @@ from longloom.flows.show import console, show
 ROWS = 50
 
 
+def show_behind_blanks(counts: dict[str, int]) -> None:
+    """Texts that stand elsewhere as other tokens."""
+    for text, count in counts.items():
+        line = f'not counted: "{_line(text)}", {count:,} times, whose first word is another token behind its blank'
+        console().print(line, highlight=False)
+
+
 def show_matches(found: dict[str, Any], *, as_json: bool) -> None:
     """The documents that hold a text."""
     if as_json:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from longloom.storage.parquet import ShardWriter
 from longloom.tasks.corpus.build import SCHEMA
@@ -188,6 +188,28 @@ def test_a_damaged_index_is_one_line(
         done = longloom(*command, "--index", str(word_index))
         assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done
         assert fault in done.err, done
+
+
+def test_a_word_that_is_another_token_behind_a_blank_is_told(longloom: Run, tmp_path: Path) -> None:
+    corpus, tokenizer, out = (tmp_path / name for name in ("corpus", "bpe", "bpe-index"))
+    for folder in (corpus, tokenizer, out):
+        folder.mkdir()
+    with ShardWriter(corpus, "documents", SCHEMA, rows_per_shard=9) as writer:
+        writer.write([{"id": "d", "source": "s", "text": "loom the loom a loom"}])
+    vocabulary = {"[UNK]": 0, "loom": 1, " loom": 2, " the": 3, " a": 4, " ": 5}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(" ?[^ ]+"), "isolated")
+    words.save(str(tokenizer / "tokenizer.json"))
+    build(corpus, tokenizer, out, threads=1, memory_gib=1, shard_tokens=6)
+    index = ["--index", str(out)]
+    told = longloom("count", "loom", " the", "loom the", *index)
+    assert told.out.splitlines() == [
+        "loom             1",
+        " the             1",
+        "loom the         1",
+        'not counted: " loom", 2 times, whose first word is another token behind its blank',
+    ]
+    assert json.loads(longloom("count", "loom", *index, "--json").out) == {"loom": 1}
 
 
 def test_unknown_words_are_told_and_long_texts_are_nowhere(longloom: Run, word_index: Path, tmp_path: Path) -> None:
