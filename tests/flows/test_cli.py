@@ -168,7 +168,7 @@ def test_options_become_parameters() -> None:
         ("index --on-bad-record ignore", "on_bad_record: Input should be 'stop' or 'skip', found 'ignore'"),
         ("pipeline --from-stage model --until-stage index", "from_stage model comes after until_stage index"),
         ("pipeline --corpus.sources docs", "evaluate.suite records has no evaluate.data"),
-        ("frobnicate", 'Unknown command "frobnicate". Available commands: demo'),
+        ("xyzzy", 'Unknown command "xyzzy". Available commands: demo'),
         ("demo please", "Unused Tokens: ['please']."),
         ("score --suite longbench", 'Command "score" parameter --task requires an argument.'),
         (
@@ -244,6 +244,10 @@ def test_runs_and_gc(run: Run, store: Store) -> None:
     (found,) = json.loads(run("runs", "--json").out)["runs"]
     assert (found["flow"], found["state"], list(found["stages"])) == ("index", "completed", ["corpus", "index"])
     assert found["id"] in run("runs").out
+    page = Path(json.loads(run("runs", "--html", "--json").out)["page"])
+    assert page == store.root / "index.html"
+    assert found["id"] in page.read_text()
+    assert str(page) in run("runs", "--html").out
     assert json.loads(run("gc", "--keep", "1", "--json").out) == {"runs_deleted": 0, "artifacts_deleted": 0}
     assert json.loads(run("gc", "--keep", "0", "--json").out) == {"runs_deleted": 1, "artifacts_deleted": 2}
     assert "no runs in the store" in run("runs").out
