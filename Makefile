@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check audit setup bench docs gpu-check ui clean
+.PHONY: demo test check audit setup bench faults docs gpu-check ui clean
 
 setup: $(READY)
 
@@ -11,7 +11,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; found: $$($(PYTHON) --version). Set PYTHON=..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "setuptools>=77.0.3" wheel
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dask,dev,docs,server]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dask,dev,docs,s3,server]"
 	mkdir -p .venv/typecheck/longloom
 	for part in evals flows kernels storage tasks; do ln -sfn "$(CURDIR)/$$part" .venv/typecheck/longloom/$$part; done
 	touch $(READY)
@@ -43,6 +43,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/longcache.py --json benchmarks/results/longcache.json
 	$(BIN)/python benchmarks/minisequence.py --json benchmarks/results/minisequence.json
 	$(BIN)/python benchmarks/pursuit.py --json benchmarks/results/pursuit.json
+
+# What goes wrong in operation, tried on whole processes: a quarter of an hour, and root for a small file system.
+faults: $(READY)
+	mkdir -p benchmarks/results
+	$(BIN)/python benchmarks/faults.py --out benchmarks/results/faults.md
 
 # On a machine with a GPU. Needs no setup: any interpreter with torch, triton and pytest will do (transformers for the
 # part razor), .venv's where it sees the GPU or PYTHON has no torch, else PYTHON. ARGS="--part decode --out FOLDER"

@@ -40,7 +40,7 @@ def serve(store: str, *, queues: Sequence[str]) -> None:
     if not BOOTSTRAP.is_file():
         raise FileNotFoundError(f"{BOOTSTRAP}: no such file; runs are served from a checkout of the repository")
     place = Store(store)
-    environment = {**os.environ, "LONGLOOM_STORE": str(place.root)}
+    environment = {**os.environ, "LONGLOOM_STORE": place.address}
     logs = place.root / "logs"
     logs.mkdir(exist_ok=True)
     for number in STOP_SIGNALS:

@@ -55,7 +55,7 @@ def index_of(store: Store, given: str | None) -> ArtifactRef | str:
     found = [manifest.ref() for manifest in store.manifests() if manifest.kind == "index"]
     if given is None:
         if not found:
-            raise ValueError(f"store {store.root}: holds no index; build one with `longloom index SOURCE`")
+            raise ValueError(f"store {store.address}: holds no index; build one with `longloom index SOURCE`")
         return found[-1]
     place = Path(given).resolve()
     if not place.is_dir():

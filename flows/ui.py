@@ -130,7 +130,7 @@ def _environment(store: Store, port: int) -> dict[str, str]:
         "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         **os.environ,
-        "LONGLOOM_STORE": str(store.root),
+        "LONGLOOM_STORE": store.address,
         "PREFECT_API_URL": f"http://{HOST}:{port}/api",
         # As settings, not as options of the command: the UI's own idea of the address comes from them.
         "PREFECT_SERVER_API_HOST": HOST,
@@ -145,7 +145,7 @@ def _alone(store: Store) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise ValueError(f"store {store.root}: another `longloom ui` serves it already") from None
+        raise ValueError(f"store {store.address}: another `longloom ui` serves it already") from None
     with lock:
         yield
 

@@ -12,6 +12,8 @@ The environment may hold:
     LONGLOOM_GPUS     number of GPUs: what runs models then waits in the queue `gpu`, for workers with one
     LONGLOOM_RESULTS  folder or address (s3://bucket/prefix) for the results of Prefect's tasks: the block `longloom`
     LONGLOOM_WEBHOOK  address that is told of failed runs
+    LONGLOOM_S3_BLOCK name of a secret block for the AWS_* of this environment: endpoint, region and keys of a store on
+                      S3. Each flow run gets them from there; without it, from the environment of its worker
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import automations
+from prefect.blocks.system import Secret
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import (
     DeploymentScheduleCreate,
@@ -51,10 +54,12 @@ GPU_LIMIT = "longloom-gpu"
 CPU_TAG = "cpu"
 
 
-def job_template(folder: Path) -> dict[str, Any]:
-    """The template of a process worker's jobs, with the folder that flow runs start in."""
+def job_template(folder: Path, environment: dict[str, str]) -> dict[str, Any]:
+    """The template of a process worker's jobs, with the folder that flow runs start in, and what they find set."""
     template = ProcessWorker.get_default_base_job_template()
     template["variables"]["properties"]["working_dir"]["default"] = str(folder)
+    if environment:
+        template["variables"]["properties"]["env"]["default"] = environment
     return template
 
 
@@ -70,7 +75,23 @@ def number_of_gpus() -> int:
     return int(found)
 
 
-async def ensure_pool(client: PrefectClient, folder: Path, limits: dict[str, int]) -> None:
+async def ensure_keys(client: PrefectClient, block: str) -> dict[str, str]:
+    """Makes the secret block of this environment's AWS_*.
+
+    Returns:
+        What a run finds set: references to the block, which the worker looks up when it starts the run.
+
+    Raises:
+        ValueError: there are no keys.
+    """
+    found = {name: value for name, value in os.environ.items() if name.startswith("AWS_") and value}
+    if "AWS_SECRET_ACCESS_KEY" not in found:
+        raise ValueError(f"LONGLOOM_S3_BLOCK is {block!r}: AWS_SECRET_ACCESS_KEY is not set, expected keys to keep")
+    await Secret(value=found).save(block, overwrite=True, client=client)
+    return {name: f"{{{{ prefect.blocks.secret.{block}.{name} }}}}" for name in sorted(found)}
+
+
+async def ensure_pool(client: PrefectClient, folder: Path, limits: dict[str, int], environment: dict[str, str]) -> None:
     """Makes the process work pool and its limited queues; another limit than ours stays, none at all does not."""
     try:
         await client.read_work_pool(POOL)
@@ -79,11 +100,11 @@ async def ensure_pool(client: PrefectClient, folder: Path, limits: dict[str, int
             name=POOL,
             type=ProcessWorker.type,
             description="Flow runs of longloom, each in a process of its own.",
-            base_job_template=job_template(folder),
+            base_job_template=job_template(folder, environment),
         )
         await client.create_work_pool(pool)
     else:
-        await client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=job_template(folder)))
+        await client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=job_template(folder, environment)))
     for name, limit in limits.items():
         try:
             queue = await client.read_work_queue_by_name(name, POOL)
@@ -182,7 +203,9 @@ async def bootstrap(folder: Path) -> int:
         if error := await client.api_healthcheck():
             raise ConnectionError(f"{client.api_url} does not answer: {error}")
         try:
-            await ensure_pool(client, folder, LIMITS | ({GPU_QUEUE: gpus} if gpus else {}))
+            block = os.environ.get("LONGLOOM_S3_BLOCK", "").strip()
+            keys = await ensure_keys(client, block) if block else {}
+            await ensure_pool(client, folder, LIMITS | ({GPU_QUEUE: gpus} if gpus else {}), keys)
         except PrefectHTTPStatusError as error:
             if error.response.status_code != 401:
                 raise
@@ -201,8 +224,8 @@ async def bootstrap(folder: Path) -> int:
         ids = sorted(deployment.id for deployment in found)
         await automations.ensure(client, automations.dead_runs(ids))
         if webhook := os.environ.get("LONGLOOM_WEBHOOK", "").strip():
-            block = await automations.ensure_webhook(client, webhook)
-            await automations.ensure(client, automations.failures(ids, block))
+            told = await automations.ensure_webhook(client, webhook)
+            await automations.ensure(client, automations.failures(ids, told))
         return len(found)
 
 

@@ -5,6 +5,7 @@ A table is one file `{name}.parquet` or numbered shards `{name}-00000.parquet`, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -178,8 +179,12 @@ def files_of(folder: Path, name: str) -> list[Path]:
 
 
 def count_rows(folder: Path, name: str) -> int:
-    """Rows of a table, from the files' footers."""
-    return sum(pq.read_metadata(path).num_rows for path in files_of(folder, name))
+    """Rows of a table, from the files' footers; errors as in `read_table`."""
+    total = 0
+    for path in files_of(folder, name):
+        with reading(path):
+            total += pq.read_metadata(path).num_rows
+    return total
 
 
 def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -187,11 +192,11 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
 
     Raises:
         FileNotFoundError: no such table.
-        ValueError: not Parquet, or a column that it does not have.
+        ValueError: not Parquet, damaged, or a column that it does not have.
     """
     parts = []
     for path in files_of(folder, name):
-        with _open(path, columns) as file:
+        with reading(path), _open(path, columns) as file:
             parts.append(file.read(columns=None if columns is None else list(columns)))
     table = pa.concat_tables(parts)
     return table if columns is None else table.select(list(columns))
@@ -200,16 +205,23 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
 def iter_batches(folder: Path, name: str, columns: Sequence[str], batch_size: int) -> Iterator[pa.RecordBatch]:
     """Streams a table's columns in batches of at most `batch_size` rows; errors as in `read_table`."""
     for path in files_of(folder, name):
-        with _open(path, columns) as file:
+        with reading(path), _open(path, columns) as file:
             for batch in file.iter_batches(batch_size=batch_size, columns=list(columns)):
                 yield batch.select(list(columns))
 
 
-def _open(path: Path, columns: Sequence[str] | None) -> pq.ParquetFile:
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what pyarrow raises at a file that is damaged or no Parquet into one ValueError that names it."""
     try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: is not a Parquet file ({error})") from None
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: cannot be read as Parquet ({reason:.200})") from None
+
+
+def _open(path: Path, columns: Sequence[str] | None) -> pq.ParquetFile:
+    file = pq.ParquetFile(path)
     known = file.schema_arrow.names
     for column in columns or ():
         if column not in known:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import threading
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from filelock import Timeout
 from pydantic import BaseModel, Field, ValidationError
 
-from longloom.storage.atomic import write_atomic
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.store import Store
+
+#: Length of the date and time in an id.
+_SECOND = len("20260101-000000")
 
 
 class Run(BaseModel):
@@ -34,11 +37,12 @@ class RunLog:
     """Keeps the record of a run up to date in `<store>/runs/<id>.json`.
 
     Used as a context manager: an exception marks the run failed and goes on. A lock tells that the run is alive; the
-    system frees it when the process dies, whatever its record says.
+    system frees it when the process dies, whatever its record says. Other hosts, which share no locks, go by the age of
+    the record (`Store.keeping`).
     """
 
     def __init__(self, store: Store, flow: str, parameters: Mapping[str, object]) -> None:
-        now = datetime.now(UTC)
+        now = _now(store)
         self.store = store
         self.run = Run(
             id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
@@ -48,19 +52,23 @@ class RunLog:
             parameters=dict(parameters),
         )
         self._alive = store.file_lock(_lock_name(self.run.id))
+        self._guard = threading.RLock()  # `keeping` writes from a thread of its own
+        self._kept = contextlib.ExitStack()
 
     def __enter__(self) -> RunLog:
         self._alive.acquire()  # before the record is there for others to see
         try:
             self._write()
+            self._kept.enter_context(self.store.keeping(self._write))
         except BaseException:
             self._free()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        self._kept.close()
         self.run.state = "completed" if kind is None else "failed"
-        self.run.ended = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self.run.ended = max(self.run.started, datetime.now(UTC).isoformat(timespec="milliseconds"))
         try:
             # On a full disk the first error is the one to tell; the record, left as it was, will say `interrupted`.
             with contextlib.suppress(*(() if kind is None else (OSError,))):
@@ -70,8 +78,9 @@ class RunLog:
 
     def add(self, label: str, ref: ArtifactRef) -> ArtifactRef:
         """Notes an artifact under a label and hands it through."""
-        self.run.stages[label] = ref
-        self._write()
+        with self._guard:
+            self.run.stages[label] = ref
+            self._write()
         return ref
 
     def _free(self) -> None:
@@ -79,30 +88,55 @@ class RunLog:
         self._alive.release()
 
     def _write(self) -> None:
-        write_atomic(_place(self.store, self.run.id), self.run.model_dump_json(indent=1) + "\n")
+        with self._guard:
+            self.store.write_record(_name(self.run.id), self.run.model_dump_json(indent=1) + "\n")
 
 
-def list_runs(store: Store) -> list[Run]:
-    """All runs that can be read, newest first; one whose process died is `interrupted`."""
-    found = []
-    for path in store.root.glob("runs/*.json"):
-        try:
+def list_runs(store: Store, *, newest: int | None = None) -> list[Run]:
+    """The runs that can be read, newest first; one whose process died is `interrupted`.
+
+    Args:
+        store: whose.
+        newest: read no more records than these many need; None: all.
+    """
+    paths = sorted(store.records("runs").glob("*.json"), key=lambda path: path.name, reverse=True)
+    found: list[Run] = []
+    for path in paths:
+        # An id begins with the second of its start; the record tells the order within a second.
+        if newest is not None and len(found) >= max(1, newest) and path.name[:_SECOND] < found[-1].id[:_SECOND]:
+            break
+        if (run := _read(store, path)) is not None:
+            found.append(run)
+    return sorted(found, key=lambda run: (run.started, run.id), reverse=True)[:newest]
+
+
+def _read(store: Store, path: Path) -> Run | None:
+    """The run of a record; None: deleted meanwhile, or damaged."""
+    try:
+        run = Run.model_validate_json(path.read_bytes())
+        if run.id == path.stem and run.state == "running" and not _is_alive(store, run.id):
+            # It may have ended between the reading and the look at its lock.
             run = Run.model_validate_json(path.read_bytes())
-            if run.state == "running" and not _is_alive(store, run.id):
-                # It may have ended between the reading and the look at its lock.
-                run = Run.model_validate_json(path.read_bytes())
-                if run.state == "running":
-                    run.state = "interrupted"
-        except (OSError, ValidationError):  # deleted meanwhile, or damaged
-            continue
-        found.append(run)
-    return sorted(found, key=lambda run: (run.started, run.id), reverse=True)
+            if run.state == "running":
+                run.state = "interrupted"
+    except (OSError, ValidationError):
+        return None
+    return run if run.id == path.stem else None  # an id is a part of paths, and a record of ours has its own
+
+
+def _now(store: Store) -> datetime:
+    """Now, but after the start of every run on record: where the clock was set back, the newest is still the latest."""
+    now = datetime.now(UTC)
+    for run in list_runs(store, newest=1):
+        with contextlib.suppress(ValueError, TypeError, OverflowError):  # of a record that is not ours
+            now = max(now, datetime.fromisoformat(run.started) + timedelta(milliseconds=1))
+    return now
 
 
 def _is_alive(store: Store, name: str) -> bool:
     lock = store.root / "locks" / f"{_lock_name(name)}.lock"
     if not lock.exists():
-        return False
+        return store.heard_of(_name(name))
     try:
         with store.file_lock(_lock_name(name)).acquire(blocking=False):
             return False
@@ -120,13 +154,15 @@ def get_run(store: Store, name: str) -> Run:
     Raises:
         ValueError: none or several.
     """
-    runs = list_runs(store)
-    if name == "latest" and runs:
+    if name == "latest" and (runs := list_runs(store, newest=1)):
         return runs[0]
-    matching = [run for run in runs if run.id.startswith(name)]
+    named = [path for path in store.records("runs").glob("*.json") if path.name.startswith(name)]
+    matching = [run for path in named if (run := _read(store, path)) is not None]
     if len(matching) != 1:
-        known = ", ".join(run.id for run in runs[:5]) or "none yet"
-        raise ValueError(f"run {name!r}: {len(matching)} match in the store {store.root}; the newest are: {known}")
+        known = ", ".join(run.id for run in list_runs(store, newest=5)) or "none yet"
+        raise ValueError(
+            f"run {name[:80]!r}: {len(matching)} match in the store {store.address}; the newest are: {known}"
+        )
     return matching[0]
 
 
@@ -142,10 +178,11 @@ def delete_runs(store: Store, keep: int) -> list[str]:
         raise ValueError(f"keep is {keep}, expected at least 0")
     gone = [run.id for run in list_runs(store)[keep:] if run.state != "running"]
     for name in gone:
-        _place(store, name).unlink(missing_ok=True)
+        store.delete_record(_name(name))
         (store.root / "locks" / f"{_lock_name(name)}.lock").unlink(missing_ok=True)
     return gone
 
 
-def _place(store: Store, name: str) -> Path:
-    return store.root / "runs" / f"{name}.json"
+def _name(run: str) -> str:
+    """Of a run's record in the store."""
+    return f"runs/{run}.json"

@@ -32,7 +32,7 @@ class Stamps:
         self._place = place
         try:
             known = json.loads(place.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             known = {}
         self._known: dict[str, object] = known if isinstance(known, dict) else {}
         self._fresh: dict[str, object] = {}

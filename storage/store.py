@@ -5,12 +5,14 @@
     <root>/locks/, <root>/verified/  one lock a key; the file stamps at the last full hash
 
 A killed build leaves only its work folder. Two builds of one key: the second waits, then finds the first one's result.
+`Store("s3://bucket/prefix")` is a `RemoteStore`: the same, published to object storage.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,8 +25,12 @@ from pydantic import ValidationError
 from longloom.storage.atomic import write_atomic
 from longloom.storage.manifest import MANIFEST, FileEntry, Manifest, canonical_json, content_digest, list_files
 from longloom.storage.refs import ArtifactRef
+from longloom.storage.remote import is_remote
 from longloom.storage.stamps import Stamps
 from longloom.storage.stats import Stats
+
+#: Of an artifact below the root, as references have it.
+_PLACE = re.compile(r"artifacts/[\w.-]{1,100}/[\w.-]{1,100}")
 
 
 class DamagedArtifact(ValueError):
@@ -35,16 +41,30 @@ class Store:
     """Artifacts below one folder.
 
     Args:
-        root: the folder; made when missing.
+        root: the folder, made when missing; or an address of object storage: then this makes a `RemoteStore`, as
+            `pathlib.Path` makes a path of the system it runs on.
         frozen: nothing may be built; a stage that is not there is an error.
+
+    Attributes:
+        root: the folder on this host.
+        address: what leads to this store from another process: the folder, or the address of object storage.
 
     Raises:
         ValueError: `root` is a file, or cannot be written.
     """
 
+    def __new__(cls, root: str | Path, *, frozen: bool = False) -> Store:
+        """The kind of store that the address asks for."""
+        if cls is Store and is_remote(root):
+            from longloom.storage.remote_store import RemoteStore
+
+            return super().__new__(RemoteStore)
+        return super().__new__(cls)
+
     def __init__(self, root: str | Path, *, frozen: bool = False) -> None:
         self.frozen = frozen
         self.root = Path(root).expanduser().absolute()
+        self.address = str(self.root)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
@@ -118,11 +138,11 @@ class Store:
         return self._read_manifest(self._place(ref))
 
     def _place(self, ref: ArtifactRef) -> Path:
-        folder = (self.root / ref.uri).resolve()
+        folder = (self.root / ref.uri).resolve() if _PLACE.fullmatch(ref.uri) else self.root
         if not folder.is_relative_to((self.root / "artifacts").resolve()):
-            raise ValueError(f"{ref.uri}: lies outside the store {self.root}")
+            raise ValueError(f"{ref.uri!r:.100}: lies outside the store {self.address}")
         if not folder.is_dir():
-            raise FileNotFoundError(f"{ref.uri}: no such artifact in the store {self.root}")
+            raise FileNotFoundError(f"{ref.uri}: no such artifact in the store {self.address}")
         return folder
 
     def _read_manifest(self, folder: Path) -> Manifest:
@@ -250,12 +270,19 @@ class Store:
             environment=environment,
         ).sealed()
         write_atomic(work / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
-        target = self.artifact_folder(kind, key)
+        self._put_in_place(work, manifest)
+        stamps.save()  # a rename of the folder leaves the stamps of its files as they are
+        return self._share(manifest)
+
+    def _put_in_place(self, work: Path, manifest: Manifest) -> None:
+        target = self.artifact_folder(manifest.kind, manifest.key)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():  # a damaged one: out of the way first, since a rename cannot replace a full folder
             self._discard(target)
         work.rename(target)
-        stamps.save()  # a rename of the folder leaves the stamps of its files as they are
+
+    def _share(self, manifest: Manifest) -> ArtifactRef:
+        """What others find under this key, now that the artifact is in its place here."""
         return manifest.ref()
 
     def _discard(self, folder: Path) -> None:
@@ -269,7 +296,7 @@ class Store:
     def manifests(self) -> Iterator[Manifest]:
         """The manifests of all artifacts that can be read, oldest first."""
         found = []
-        for path in self.root.glob(f"artifacts/*/*/{MANIFEST}"):
+        for path in self.records("artifacts").glob(f"*/*/{MANIFEST}"):
             with contextlib.suppress(DamagedArtifact):
                 found.append(self._read_manifest(path.parent))
         yield from sorted(found, key=lambda manifest: (manifest.created, manifest.key))
@@ -286,16 +313,7 @@ class Store:
             What was deleted: `<kind>/<key>` of artifacts, `work/<name>` of work folders.
         """
         folders = sorted(self.root.glob("artifacts/*/*"))  # before the manifests: what is published from now on stays
-        manifests = list(self.manifests())
-        alive = set(keep)
-        while True:
-            parents = {
-                digest for manifest in manifests if manifest.digest in alive for digest in manifest.parents.values()
-            }
-            if parents <= alive:
-                break
-            alive |= parents
-        kept = {(manifest.kind, manifest.key) for manifest in manifests if manifest.digest in alive}
+        kept = self._needed(keep)
         deleted = []
         for folder in folders:
             kind, key = folder.parent.name, folder.name
@@ -309,3 +327,50 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
                 deleted.append(f"work/{folder.name}")
         return deleted
+
+    def _needed(self, keep: set[str]) -> set[tuple[str, str]]:
+        """(kind, key) of the artifacts with these digests and of their ancestors."""
+        manifests = list(self.manifests())
+        alive = set(keep)
+        while True:
+            parents = {
+                digest for manifest in manifests if manifest.digest in alive for digest in manifest.parents.values()
+            }
+            if parents <= alive:
+                break
+            alive |= parents
+        return {(manifest.kind, manifest.key) for manifest in manifests if manifest.digest in alive}
+
+    def check(self) -> Iterator[tuple[str, DamagedArtifact | None]]:
+        """Reads every byte of every artifact, whatever its stamp says: `<kind>/<key>`, and what is wrong with it."""
+        shutil.rmtree(self.root / "verified", ignore_errors=True)
+        for folder in sorted(self.root.glob("artifacts/*/*")):
+            name = f"{folder.parent.name}/{folder.name}"
+            try:
+                self.verify(folder)
+            except DamagedArtifact as error:
+                yield name, error
+            else:
+                yield name, None
+
+    # ---- small records (of runs): whole files that are replaced
+
+    def records(self, prefix: str) -> Path:
+        """The folder of the records below `prefix`, as they are now."""
+        return self.root / prefix
+
+    def write_record(self, name: str, text: str) -> None:
+        """Writes or replaces the record `<prefix>/<name>`."""
+        write_atomic(self.root / name, text)
+
+    def delete_record(self, name: str) -> None:
+        """Deletes a record; one that is not there is no error."""
+        (self.root / name).unlink(missing_ok=True)
+
+    def heard_of(self, name: str) -> bool:
+        """Whether another host, whose locks are not seen here, still keeps this record up to date."""
+        return False
+
+    def keeping(self, write: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
+        """While it is held, `write` is called so often that other hosts `heard_of` its record."""
+        return contextlib.nullcontext()

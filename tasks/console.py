@@ -8,9 +8,6 @@ import sys
 import time
 from types import TracebackType
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.context import TaskRunContext
-from prefect.logging import get_run_logger
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -29,6 +26,24 @@ def console() -> Console:
 def counts_text(ref: ArtifactRef) -> str:
     """`1,700 documents, 30,011,223 characters`."""
     return ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in ref.counts.items())
+
+
+def in_flow() -> bool:
+    """Whether Prefect runs a flow around this; it is not imported to find out."""
+    if "prefect" not in sys.modules:
+        return False
+    from prefect.context import FlowRunContext
+
+    return FlowRunContext.get() is not None
+
+
+def in_task() -> bool:
+    """Whether Prefect runs a task around this."""
+    if "prefect" not in sys.modules:
+        return False
+    from prefect.context import TaskRunContext
+
+    return TaskRunContext.get() is not None
 
 
 class StageLine:
@@ -83,7 +98,9 @@ class StageLine:
         self._told = text
         if self._bar is not None and self._row is not None:
             self._bar.update(self._row, told=escape(text))
-        if TaskRunContext.get() is not None:
+        if in_task():
+            from prefect.logging import get_run_logger
+
             get_run_logger().info(f"{self.label}: {text}")
 
     def __call__(self, done: int, total: int | None) -> None:
@@ -91,13 +108,15 @@ class StageLine:
         if self._bar is not None and self._row is not None:
             self._bar.update(self._row, completed=done, total=total)
         now = time.monotonic()
-        if not total or now - self._last_update < SECONDS_BETWEEN_UPDATES or TaskRunContext.get() is None:
+        if not total or now - self._last_update < SECONDS_BETWEEN_UPDATES or not in_task():
             return
         self._last_update = now
         self._show(round(min(100.0, 100.0 * done / total), 1), f"{self.label}: {self._told or f'{total:,} in all'}")
 
     def _show(self, percent: float, description: str) -> None:
         with contextlib.suppress(Exception):  # a server that is away must not end hours of work
+            from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
             if self._artifact is None:
                 self._artifact = create_progress_artifact(progress=percent, description=description)
             else:

@@ -8,7 +8,8 @@
     ref = index(Store(root), {"corpus": corpus_ref}, width="u16", threads=2)
 
 The key is stage name + version + input digests + semantic parameters; Prefect's own caching stays off, since two
-caches can disagree and only the store verifies bytes.
+caches can disagree and only the store verifies bytes. Outside of a flow a stage is a plain function, and Prefect is not
+even imported, which alone takes a second (`longloom compare`).
 """
 
 from __future__ import annotations
@@ -23,16 +24,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import Timeout
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.context import TaskRunContext
-from prefect.logging import get_run_logger
 
 from longloom.storage.manifest import cache_key, code_commit, environment
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.stats import Stats
 from longloom.storage.store import Store
-from longloom.tasks.console import StageLine
+from longloom.tasks.console import StageLine, in_flow, in_task
 from longloom.tasks.progress import Progress
 
 
@@ -114,13 +111,20 @@ def stage(
             return _run(plan, Store(root, frozen=frozen), inputs, label, identity, parameters)
 
         run.__doc__ = body.__doc__  # not functools.wraps: Prefect would take the body's signature for this one
-        prefect_task = task(
-            name=name,
-            cache_policy=NO_CACHE,
-            persist_result=True,
-            result_serializer="json",
-            task_run_name="{label}",
-        )(run)
+
+        @functools.cache
+        def prefect_task() -> Callable[..., ArtifactRef]:
+            from prefect import task
+            from prefect.cache_policies import NO_CACHE
+
+            decorated: Callable[..., ArtifactRef] = task(
+                name=name,
+                cache_policy=NO_CACHE,
+                persist_result=True,
+                result_serializer="json",
+                task_run_name="{label}",
+            )(run)
+            return decorated
 
         @functools.wraps(body)
         def call(
@@ -132,10 +136,8 @@ def stage(
             **parameters: Any,
         ) -> ArtifactRef:
             full = f"{name}-{label}" if label else name
-            ref: ArtifactRef = prefect_task(
-                str(store.root), store.frozen, inputs or {}, full, identity or {}, parameters
-            )
-            return ref
+            asked = prefect_task() if in_flow() else run
+            return asked(store.address, store.frozen, inputs or {}, full, identity or {}, parameters)
 
         return call
 
@@ -197,7 +199,7 @@ def _run(
             _tell(f"{label}: unchanged, {found.short()}")
             return found
         if store.frozen:
-            raise ValueError(f"{label}: not in the store {store.root}; start from this stage or an earlier one")
+            raise ValueError(f"{label}: not in the store {store.address}; start from this stage or an earlier one")
         folders = {name: store.open(ref) for name, ref in inputs.items()}
         try:
             out = store.begin(kind, key, resume=plan.resumable)
@@ -253,5 +255,7 @@ def _run(
 
 def _tell(message: str) -> None:
     """One line in the task run's log."""
-    if TaskRunContext.get() is not None:
+    if in_task():
+        from prefect.logging import get_run_logger
+
         get_run_logger().info(message)

@@ -79,7 +79,7 @@ def test_faults_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="found the columns id: string, expected id: string, n: int64"):
         FileWriter(tmp_path / "u.parquet", SCHEMA).write_table(pa.table({"id": ["a"]}))
     (tmp_path / "t-00001.parquet").write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match=r"t-00001\.parquet: is not a Parquet file"):
+    with pytest.raises(ValueError, match=r"t-00001\.parquet: cannot be read as Parquet"):
         read_table(tmp_path, "t")
     (tmp_path / "t-00001.parquet").unlink()
     with pytest.raises(FileNotFoundError, match="this shard is missing"):

@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
 
-from longloom.storage import runs
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog, delete_runs, get_run, list_runs
 from longloom.storage.store import Store
@@ -47,7 +47,7 @@ def test_a_full_disk_does_not_hide_the_first_error(store: Store, monkeypatch: py
 
     log = RunLog(store, "index", {})
     log.__enter__()
-    monkeypatch.setattr(runs, "write_atomic", full)
+    monkeypatch.setattr("longloom.storage.store.write_atomic", full)
     log.__exit__(ValueError, ValueError("the first"), None)  # does not raise: the first goes on
     assert [run.state for run in list_runs(store)] == ["interrupted"]
     with pytest.raises(OSError, match="No space"), RunLog(store, "index", {}):
@@ -119,3 +119,41 @@ def test_the_newest_records_are_kept(store: Store) -> None:
         delete_runs(store, -1)
     assert delete_runs(store, 1) == others
     assert [run.id for run in list_runs(store)] == [newest]
+
+
+def test_so_many_runs_are_the_newest_of_all(store: Store) -> None:
+    for second, millisecond in ((1, 5), (2, 7), (2, 9), (2, 8), (3, 1)):
+        log = RunLog(store, "index", {})
+        log.run.id = f"20260101-00000{second}-{millisecond:04d}"
+        log.run.started = f"2026-01-01T00:00:0{second}.{millisecond:03d}+00:00"
+        with log:
+            pass
+    runs = list_runs(store)
+    assert [run.id[-6:] for run in runs] == ["3-0001", "2-0009", "2-0008", "2-0007", "1-0005"]
+    for newest in range(6):
+        assert list_runs(store, newest=newest) == runs[:newest]
+
+
+class Clock(datetime):
+    """One that somebody sets."""
+
+    moment = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        return cls.moment
+
+
+def test_the_newest_run_is_the_latest_though_the_clock_is_set_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longloom.storage.runs.datetime", Clock)
+    for number, change in enumerate((0.0, -3600.0, 0.0, 7200.0, -86400.0)):
+        monkeypatch.setattr(Clock, "moment", Clock.moment + timedelta(seconds=change))
+        with RunLog(store, f"flow{number}", {}) as log:
+            monkeypatch.setattr(Clock, "moment", Clock.moment - timedelta(seconds=60))  # also while it runs
+        assert log.run.ended >= log.run.started
+        assert get_run(store, "latest").flow == f"flow{number}"
+    assert [run.flow for run in list_runs(store)] == [f"flow{number}" for number in reversed(range(5))]
+    assert len(delete_runs(store, 1)) == 4
+    assert get_run(store, "latest").flow == "flow4"
