@@ -53,7 +53,9 @@ def coresets_of(
     if any(needs_features(method) for method in params.methods):
         warmup = _warmup_of(store, model, instructions, params)
         log.add(f"warmup{part}", warmup)
-        options = params.model_dump(include={"dimension", "seed", "max_length", "bias_correction", "threads", "dask"})
+        options = params.model_dump(
+            include={"dimension", "seed", "max_length", "bias_correction", "threads", "workers"}
+        )
         features = log.add(f"features{part}", gradient_features(store, model, instructions, warmup, **options))
         if params.targets:
             examples = log.add(f"targets{part}", _examples_of(store, params.targets, params))
@@ -69,7 +71,7 @@ def coresets_of(
                 method=method,
                 targets=targets if needs(method, "targets") else None,
                 share=share,
-                **params.model_dump(include={"count", "clusters", "mode", "side", "seed", "threads", "dask"}),
+                **params.model_dump(include={"count", "clusters", "mode", "side", "seed", "threads", "workers"}),
             ),
         )
         for method in params.methods

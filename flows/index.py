@@ -35,5 +35,5 @@ def build_index(
         tokenizer = tokenizer_of(place, documents, index)
         if tokenizer is not None:
             log.add("tokenizer", tokenizer)
-        how = index.model_dump(include={"threads", "memory_gib", "shard_tokens", "dask"})
+        how = index.model_dump(include={"threads", "memory_gib", "shard_tokens", "workers"})
         return log.add("index", index_task(place, documents, tokenizer, **how))

@@ -19,6 +19,8 @@ DEFAULT_STORE = os.environ.get("LONGLOOM_STORE", ".longloom")
 STANDARD_LIBRARY = "stdlib"
 STAGES = ("corpus", "index", "model", "trace", "instructions", "coreset", "finetune", "evaluate", "report")
 StageName = Literal["corpus", "index", "model", "trace", "instructions", "coreset", "finetune", "evaluate", "report"]
+#: Who does a stage's pieces (longloom.tasks.workers).
+WORKERS = r"^(threads|processes|cluster|\S+:\S+)$"
 #: What the option of a training says.
 KEPT_CHECKPOINTS = "weights to keep at equal distances, for `trace --influence`; none by default"
 
@@ -67,11 +69,11 @@ class IndexParams(Params):
     shard_tokens: int | None = Field(
         default=None, ge=1, description="tokens of a shard at most; as many as the memory allows by default"
     )
-    dask: str | None = Field(
-        default=None,
-        min_length=1,
-        description="address of a Dask scheduler whose workers see the store and sort the shards; processes of this"
-        " host by default",
+    workers: str = Field(
+        default="processes",
+        pattern=WORKERS,
+        description="who sorts the shards: threads, processes or a Dask cluster of this host, or the address of a Dask"
+        " scheduler whose workers see the store",
     )
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from longloom.flows.params import Params
+from longloom.flows.params import WORKERS, Params
 
 
 class CoresetParams(Params):
@@ -54,9 +54,9 @@ class CoresetParams(Params):
     max_length: int = Field(default=1024, ge=8, description="tokens of an example")
     seed: int = Field(default=0, ge=0, description="of the sample, the projection, k-means and the draw")
     threads: int = Field(default=2, ge=1, description="threads and processes that compute")
-    dask: str | None = Field(
-        default=None,
-        min_length=1,
-        description="address of a Dask scheduler whose workers see the store, take gradients and choose within"
-        " clusters; this host alone by default",
+    workers: str = Field(
+        default="threads",
+        pattern=WORKERS,
+        description="who takes gradients and chooses within clusters: threads, processes or a Dask cluster of this"
+        " host, or the address of a Dask scheduler whose workers see the store",
     )

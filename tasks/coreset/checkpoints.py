@@ -7,17 +7,25 @@ checkpoint-00001/          adapter_model.safetensors, adapter_config.json (peft)
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+
+from longloom.evals.jsonl import NUMBER, Field, check_fields
+from longloom.storage.json_text import read_json
 
 FILES = ("adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors", "checkpoint.json")
+_FIELDS = {
+    "step": NUMBER,
+    "mean_learning_rate": Field("a number", lambda value: isinstance(value, float) or type(value) is int),
+}
 
 
 @dataclass(frozen=True)
@@ -69,17 +77,35 @@ def read_checkpoints(warmup: Path) -> list[Checkpoint]:
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
             raise ValueError(f"{folder.name}: found no {', '.join(missing)}, expected {', '.join(FILES)}")
-    records = [json.loads((folder / "checkpoint.json").read_text(encoding="utf-8")) for folder in folders]
-    steps = [int(record["step"]) for record in records]
+    records = [_record(folder / "checkpoint.json") for folder in folders]
+    steps = [record["step"] for record in records]
     if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
         raise ValueError(f"steps of the checkpoints: found {steps}, expected an increasing sequence")
-    rates = [float(record["mean_learning_rate"]) for record in records]
+    rates = [record["mean_learning_rate"] for record in records]
     return [Checkpoint(*row) for row in zip(folders, steps, rates, weights(rates), strict=True)]
+
+
+@contextlib.contextmanager
+def _moments(checkpoint: Checkpoint) -> Iterator[Any]:
+    """The optimizer's file, open; whatever safetensors says of a damaged one is a ValueError that names it."""
+    try:
+        with safe_open(checkpoint.folder / "optimizer.safetensors", framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{checkpoint.name}/optimizer.safetensors: cannot be read ({error!s:.200})") from None
+
+
+def _record(path: Path) -> dict[str, Any]:
+    record = read_json(path, expected="an object with step and mean_learning_rate")
+    where = f"{path.parent.name}/{path.name}"
+    check_fields(record if isinstance(record, dict) else {}, _FIELDS, where)
+    found: dict[str, Any] = record
+    return found
 
 
 def count_parameters(checkpoint: Checkpoint) -> int:
     """Trainable parameters (P) of the checkpoint, from the header of its optimizer file alone."""
-    with safe_open(checkpoint.folder / "optimizer.safetensors", framework="pt") as file:
+    with _moments(checkpoint) as file:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys() if _is_first(name))  # noqa: SIM118
 
 
@@ -89,7 +115,7 @@ def read_moments(checkpoint: Checkpoint, layout: Mapping[str, torch.Size]) -> tu
     Raises:
         ValueError: the names or shapes in the file are not those of the model, or numbers that no optimizer has.
     """
-    with safe_open(checkpoint.folder / "optimizer.safetensors", framework="pt") as file:
+    with _moments(checkpoint) as file:
         found = set(file.keys())
         expected = {f"{moment}.{name}" for moment in ("exp_avg", "exp_avg_sq") for name in layout}
         if found != expected:

@@ -12,11 +12,9 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
-from sklearn.exceptions import ConvergenceWarning
 
+from longloom.tasks.coreset.blas import one_thread
 from longloom.tasks.coreset.rows import Features, blocks
-from longloom.tasks.coreset.workers import one_thread
 
 TOLERANCE = 1e-4
 ITERATIONS = 300
@@ -57,6 +55,8 @@ def cluster(features: Features, *, clusters: int, seed: int) -> Clusters:
     Raises:
         ValueError: `clusters` below 1.
     """
+    from sklearn.exceptions import ConvergenceWarning  # here: a name is checked without a second's import
+
     if clusters < 1:
         raise ValueError(f"clusters: found {clusters}, expected 1 or more")
     distinct = _distinct(features, up_to=clusters)
@@ -78,6 +78,8 @@ def cluster(features: Features, *, clusters: int, seed: int) -> Clusters:
 
 def _lloyd(features: Features, clusters: int, seed: int, notes: list[str]) -> Clusters:
     """All rows at once."""
+    from sklearn.cluster import KMeans
+
     means = KMeans(
         n_clusters=clusters,
         init="k-means++",
@@ -93,6 +95,8 @@ def _lloyd(features: Features, clusters: int, seed: int, notes: list[str]) -> Cl
 
 def _mini_batches(features: Features, distinct: np.ndarray, seed: int) -> np.ndarray:
     """Centroids, float32 [len(distinct), d], after some epochs of batches of random rows."""
+    from sklearn.cluster import MiniBatchKMeans, kmeans_plusplus
+
     examples, dimension = features.shape
     clusters = len(distinct)
     size = min(examples, max(BATCH_BYTES // (4 * dimension), clusters))

@@ -6,8 +6,8 @@ The weights w are the checkpoints' mean learning rates, normalised to 1; f is no
 the unit rows of each checkpoint (see `store`); f is their sum as it is read. Row i is example i; an example without a
 gradient (nothing of the assistant's to predict) has a row of zeros. Equal examples have equal rows, taken once.
 
-Work is done in shards, one file each, so that a killed run goes on where it stopped, by threads of this process or by
-the workers of Dask: the same bytes.
+Work is done in shards, one file each, so that a killed run goes on where it stopped, by whatever `Workers`: the same
+bytes, on a CPU as on a GPU.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from peft import PeftConfig
 from transformers import AutoConfig
 
@@ -35,11 +35,11 @@ from longloom.tasks.coreset.pairwise import encode_pairs, load_reward_body
 from longloom.tasks.coreset.pool import conversations, fingerprint, holds_pairs, read_pool
 from longloom.tasks.coreset.shards import ONE_BY_ONE, SHARD_ROWS, Featurizer, Job, take_shard
 from longloom.tasks.coreset.store import EXAMPLES, FORMAT, RECORD, write_array, write_json
-from longloom.tasks.coreset.workers import connect
 from longloom.tasks.preference import template as templates
 from longloom.tasks.preference.encoding import Reading
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.sft import encode
+from longloom.tasks.workers import THREADS, Workers
 
 
 def build(
@@ -55,7 +55,7 @@ def build(
     bias_correction: bool,
     device: str | None,
     threads: int,
-    dask: str | None,
+    workers: str,
     progress: Progress = silent,
 ) -> Stats:
     """Writes the artifact that `store` describes.
@@ -70,15 +70,16 @@ def build(
         max_length: tokens of an example; no more than the model has positions for.
         adam: adjust the gradients by the checkpoint's moments; LESS takes those of validation examples plain.
         bias_correction: of these moments; the released code has none.
-        device: a torch device; None: cuda where there is one, else cpu. A GPU computes in bfloat16, a CPU in float32.
-        threads: of this process, on a CPU; no other bytes.
-        dask: address of a scheduler whose workers see all folders under the same path and compute the shards, each
-            loading the model; None: this process. No other bytes.
+        device: a torch device; None: cuda where there is one (on a scheduler's workers, where one declares it), else
+            cpu. A GPU computes in bfloat16, a CPU in float32.
+        threads: of this host, on a CPU; no other bytes.
+        workers: who computes the shards, see `Workers`; each but threads loads the model. No other bytes.
         progress: gets gradients taken and in all (examples times checkpoints).
 
     Raises:
         ValueError: parameters out of range, an empty pool, a warm-up that does not fit the model, a gradient that is
             not finite.
+        RuntimeError: two processes or Dask workers died at a shard, which is named.
     """
     if max_length < 2:
         raise ValueError(f"max_length: found {max_length}, expected 2 or more tokens")
@@ -91,42 +92,43 @@ def build(
     config = AutoConfig.from_pretrained(model)
     max_length = min(max_length, getattr(config, "max_position_embeddings", max_length))
     adapter = PeftConfig.from_pretrained(str(checkpoints[0].folder))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = "float32" if device == "cpu" else "bfloat16"
-    moments = {"beta1": BETA1, "beta2": BETA2, "epsilon": EPSILON, "bias_correction": bias_correction}
-    plan: dict[str, Any] = {
-        "format": FORMAT,
-        "examples": table.num_rows,
-        "shard_rows": SHARD_ROWS,
-        "pool": fingerprint(table.column("id").to_pylist()),
-        "model": {
-            "type": config.model_type,
-            "lora_rank": getattr(adapter, "r", None),
-            "lora_alpha": getattr(adapter, "lora_alpha", None),
-            "parameters": count_parameters(checkpoints[0]),
-            "dtype": dtype,
-        },
-        "max_length": max_length,
-        "loss": "Bradley-Terry" if pairs else "mean over the assistant's tokens",
-        "adam": moments if adam else None,
-        "projection": {"kind": "count-sketch-philox", "dimension": dimension, "seed": seed},
-        "checkpoints": [
-            {"name": one.name, "step": one.step, "mean_learning_rate": one.mean_learning_rate, "weight": one.weight}
-            for one in checkpoints
-        ],
-    }
-    work = out / "work"
-    if _read_json(work / "plan.json") != plan:
-        for path in [work, *out.glob("checkpoint-*")]:
-            shutil.rmtree(path, ignore_errors=True)
-        work.mkdir(parents=True)
-        write_json(work / "plan.json", plan)
-    encoded = Encoded.write(work, _encode(model, instructions, max_length))
-    job = Job(
-        model.absolute(), out.absolute(), work.absolute(), table.num_rows, SHARD_ROWS, dimension, seed, device, dtype,
-        adam, bias_correction, pairs,
-    )  # fmt: skip
-    _take(job, checkpoints, threads=threads, dask=dask, progress=progress)
+    with Workers(workers, threads=threads, whole=True, gpu=device != "cpu") as crew:
+        device = device or ("cuda" if crew.gpu else "cpu")
+        dtype = "float32" if device == "cpu" else "bfloat16"
+        moments = {"beta1": BETA1, "beta2": BETA2, "epsilon": EPSILON, "bias_correction": bias_correction}
+        plan: dict[str, Any] = {
+            "format": FORMAT,
+            "examples": table.num_rows,
+            "shard_rows": SHARD_ROWS,
+            "pool": fingerprint(table.column("id").to_pylist()),
+            "model": {
+                "type": config.model_type,
+                "lora_rank": getattr(adapter, "r", None),
+                "lora_alpha": getattr(adapter, "lora_alpha", None),
+                "parameters": count_parameters(checkpoints[0]),
+                "dtype": dtype,
+            },
+            "max_length": max_length,
+            "loss": "Bradley-Terry" if pairs else "mean over the assistant's tokens",
+            "adam": moments if adam else None,
+            "projection": {"kind": "count-sketch-philox", "dimension": dimension, "seed": seed},
+            "checkpoints": [
+                {"name": one.name, "step": one.step, "mean_learning_rate": one.mean_learning_rate, "weight": one.weight}
+                for one in checkpoints
+            ],
+        }
+        work = out / "work"
+        if _read_json(work / "plan.json") != plan:
+            for path in [work, *out.glob("checkpoint-*")]:
+                shutil.rmtree(path, ignore_errors=True)
+            work.mkdir(parents=True)
+            write_json(work / "plan.json", plan)
+        encoded = Encoded.write(work, _encode(model, instructions, max_length))
+        job = Job(
+            model.absolute(), out.absolute(), work.absolute(), table.num_rows, SHARD_ROWS, dimension, seed, device,
+            dtype, adam, bias_correction, pairs,
+        )  # fmt: skip
+        _take(job, checkpoints, None if workers == THREADS else crew, threads=threads, progress=progress)
     _copy(job, checkpoints, encoded.first())
     found = _finish(job, checkpoints, encoded, max_length)
     for path in out.glob("checkpoint-*/*.partial"):  # of a writer that was killed
@@ -150,8 +152,8 @@ def _encode(model: Path, pool: Path, max_length: int) -> Iterator[tuple[list[int
         yield encode(tokenizer, messages, max_length=max_length) if messages else ([], [])
 
 
-def _take(job: Job, checkpoints: list[Checkpoint], *, threads: int, dask: str | None, progress: Progress) -> None:
-    """Writes the shards that are not there yet."""
+def _take(job: Job, checkpoints: list[Checkpoint], crew: Workers | None, *, threads: int, progress: Progress) -> None:
+    """Writes the shards that are not there yet; by threads of this process, within a shard, if there is no crew."""
     total = job.examples * len(checkpoints)
     missing = [
         (one, shard) for one in checkpoints for shard in job.shards if not job.rows_file(one.name, shard).is_file()
@@ -168,9 +170,14 @@ def _take(job: Job, checkpoints: list[Checkpoint], *, threads: int, dask: str | 
     advance(-sum(_rows(job, shard) for _, shard in missing))
     for one in checkpoints:
         (job.out / one.name).mkdir(exist_ok=True)
-    if dask is not None and missing:
-        for rows in _sent(dask, job, missing):
-            advance(rows)
+    if crew is not None:
+        # A checkpoint after the other: a worker has one model loaded.
+        futures = [
+            crew.submit(f"features shard {shard} of {one.name}", take_shard, job, one, shard, crew.remote)
+            for one, shard in missing
+        ]
+        for future in as_completed(futures):
+            advance(future.result())
         return
     for one in checkpoints:
         mine = [shard for owner, shard in missing if owner == one]
@@ -178,20 +185,6 @@ def _take(job: Job, checkpoints: list[Checkpoint], *, threads: int, dask: str | 
             featurizer = Featurizer(job, one)
             for shard in mine:
                 featurizer.take(shard, threads=threads, progress=advance)
-
-
-def _sent(address: str, job: Job, missing: list[tuple[Checkpoint, int]]) -> Iterator[int]:
-    """Sends shards to the workers of a Dask scheduler; gives how many rows each has as they are done."""
-    with connect(address) as client:
-        from distributed import as_completed
-
-        # A checkpoint after the other: a worker has one model loaded.
-        futures = [client.submit(take_shard, job, one, shard, pure=False, retries=0) for one, shard in missing]
-        try:
-            for future in as_completed(futures):  # type: ignore[no-untyped-call]
-                yield future.result()
-        finally:
-            client.cancel(futures)
 
 
 def _copy(job: Job, checkpoints: list[Checkpoint], first: np.ndarray) -> None:

@@ -27,6 +27,7 @@ from peft import PeftConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from longloom.kernels.torch_file import are_numbers, load_plain
 from longloom.storage.stats import Stats
 from longloom.tasks.coreset.gradients import load_adapted, trainable
 
@@ -136,7 +137,7 @@ def read_optimizer(folder: Path, layout: Mapping[str, torch.Size]) -> dict[str, 
     for name, key in keys.items():
         for moment in _MOMENTS:
             value = named[key].get(moment) if isinstance(named[key], dict) else None
-            if not isinstance(value, torch.Tensor) or value.numel() != math.prod(layout[name]):
+            if not are_numbers(value) or value.numel() != math.prod(layout[name]):
                 told = list(value.shape) if isinstance(value, torch.Tensor) else "nothing"
                 raise ValueError(f"{where}: {moment} of {name} is {told}, expected {list(layout[name])}")
             result[f"{moment}.{name}"] = value.detach().float().reshape(layout[name]).contiguous()
@@ -149,9 +150,18 @@ def _by_number(held: dict[str, Any], layout: Mapping[str, torch.Size], where: st
     The Trainer gives weight decay to all but biases and norms, in a group of its own that comes first; groups of other
     sizes cannot be told apart.
     """
-    groups = [list(group.get("params", [])) for group in held.get("param_groups", [])]
+    told = held.get("param_groups", [])
+    if not isinstance(told, list) or not all(
+        isinstance(group, dict) and isinstance(group.get("params", []), list) for group in told
+    ):
+        raise ValueError(f"{where}: param_groups is none, expected lists of the parameters' numbers")
+    groups = [group.get("params", []) for group in told]
     order = [number for group in groups for number in group]
-    if sorted(order) != sorted(held["state"]) or len(order) != len(layout):
+    if (
+        any(type(number) is not int for number in order)
+        or sorted(order) != sorted(held["state"])
+        or len(order) != len(layout)
+    ):
         raise ValueError(
             f"{where}: found {len(held['state'])} states in groups of {[len(group) for group in groups]}, "
             f"expected {len(layout)}, one a trainable parameter"
@@ -220,11 +230,7 @@ def _copy_adapter(source: Path, target: Path) -> None:
 
 def _load(path: Path, where: str) -> dict[str, Any]:
     """Tensors and plain values only: a pickle may hold anything."""
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle's, zip's and torch's own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{where}: cannot be read as tensors alone: {reason}") from None
+    held = load_plain(path, where)
     if not isinstance(held, dict):
         raise ValueError(f"{where}: found {type(held).__name__}, expected a dictionary")
     return held

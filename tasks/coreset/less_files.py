@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from longloom.kernels.torch_file import are_numbers, load_plain
 from longloom.tasks.coreset.checkpoints import weights
 from longloom.tasks.coreset.store import (
     FORMAT,
@@ -117,11 +118,11 @@ def _rows(path: Path, dimension: int) -> np.ndarray:
     """Unit rows, float16; a row of zeros stays one."""
     if not path.is_file():
         raise FileNotFoundError(f"found no {path}, expected LESS's unit rows")
-    held = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(held, torch.Tensor) or held.ndim != 2 or held.shape[1] != dimension:
+    held = load_plain(path, str(path))
+    if not are_numbers(held) or held.ndim != 2 or held.shape[1] != dimension:
         told = list(held.shape) if isinstance(held, torch.Tensor) else type(held).__name__
         raise ValueError(f"{path.parent.parent.name}: found {told}, expected a tensor [examples, {dimension}]")
-    rows = held.float()
+    rows = held.detach().float()
     if not rows.isfinite().all():
         raise ValueError(f"{path.parent.parent.name}: found numbers that are not finite")
     rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)

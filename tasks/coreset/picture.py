@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from scipy.linalg import eigh
 
+from longloom.tasks.coreset.blas import one_thread
 from longloom.tasks.coreset.rows import Features, blocks
-from longloom.tasks.coreset.workers import one_thread
 
 #: Examples drawn for the picture; the axes are theirs. More dots than that hide each other, and weigh on the page.
 POOL = 2000

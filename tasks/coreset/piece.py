@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from longloom.tasks.coreset.blas import one_thread
 from longloom.tasks.coreset.pursuit import Picks, pursue, released
 from longloom.tasks.coreset.rows import Features, Held
 from longloom.tasks.coreset.subset import Subset
-from longloom.tasks.coreset.workers import one_thread
 
 #: Bytes of float32 rows of a cluster that are held together; those of a larger one are read anew in each pass.
 HELD_BYTES = 256 << 20

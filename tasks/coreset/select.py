@@ -41,7 +41,7 @@ def build(
     side: str,
     seed: int,
     threads: int,
-    dask: str | None,
+    workers: str,
     progress: Progress = silent,
 ) -> Stats:
     """Writes `coreset.parquet` (the chosen, by index), `clusters.parquet` (every example's cluster; -1 for none),
@@ -61,7 +61,7 @@ def build(
         side: of perplexity: middle, highest or lowest.
         seed: of everything left to chance.
         threads: that a method may use; no other bytes.
-        dask: address of a Dask scheduler, for methods that share their work out; no other bytes.
+        workers: of methods that share their work out, see `tasks.workers.Workers`; no other bytes.
         progress: the method's own units.
 
     Raises:
@@ -74,7 +74,7 @@ def build(
         "mode": mode,
         "side": side,
         "threads": threads,
-        "dask": dask,
+        "workers": workers,
     }
     kind = get_method(method)
     chooser = kind(**{field.name: options[field.name] for field in fields(kind)})

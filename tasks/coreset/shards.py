@@ -250,11 +250,17 @@ _LOCK = threading.Lock()
 _LOADED: list[tuple[Job, Checkpoint, Featurizer]] = []
 
 
-def take_shard(job: Job, checkpoint: Checkpoint, shard: int) -> int:
-    """Takes one shard in a Dask worker, with its threads; returns the rows. The model stays loaded for the next."""
-    from distributed import get_worker
+def take_shard(job: Job, checkpoint: Checkpoint, shard: int, remote: bool) -> int:
+    """Takes one shard in a process of its own, of one thread, or in a worker of Dask, which knows its own.
 
-    threads: int = get_worker().state.nthreads
+    Returns:
+        The rows. The model stays loaded for the next shard.
+    """
+    threads = 1
+    if remote:
+        from distributed import get_worker
+
+        threads = get_worker().state.nthreads
     with _LOCK:
         if not _LOADED or _LOADED[0][:2] != (job, checkpoint):
             _LOADED.clear()  # freed before there is another

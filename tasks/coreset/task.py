@@ -12,7 +12,7 @@ from longloom.storage.store import Store
 from longloom.tasks.stage import Work, stage
 
 
-@stage("features", version=3, runtime=("threads", "dask"), resumable=True, gpu=True)
+@stage("features", version=3, runtime=("threads", "workers"), resumable=True, gpu=True)
 def _features(work: Work, **options: Any) -> Stats:
     from longloom.tasks.coreset.features import build
 
@@ -34,7 +34,7 @@ def _import_warmup(work: Work, *, warmup: str) -> Stats:
     return build(work.inputs["model"], Path(warmup), work.out)
 
 
-@stage("coreset", version=2, runtime=("threads", "dask"))
+@stage("coreset", version=2, runtime=("threads", "workers"))
 def _select(work: Work, **options: Any) -> Stats:
     from longloom.tasks.coreset.select import build
 
@@ -58,13 +58,13 @@ def gradient_features(
     adam: bool = True,
     bias_correction: bool = False,
     threads: int = 2,
-    dask: str | None = None,
+    workers: str = "threads",
     **options: Any,
 ) -> ArtifactRef:
     """Adam-adjusted, projected, normalised gradients of every example at each of the warm-up's checkpoints."""
     inputs = {"model": model, "instructions": instructions, "warmup": warmup}
     return _features(
-        store, inputs, adam=adam, bias_correction=bias_correction and adam, threads=threads, dask=dask, **options
+        store, inputs, adam=adam, bias_correction=bias_correction and adam, threads=threads, workers=workers, **options
     )
 
 

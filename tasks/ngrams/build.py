@@ -23,7 +23,7 @@ from longloom.storage.atomic import write_atomic
 from longloom.storage.parquet import count_rows, files_of, iter_batches
 from longloom.storage.stamps import file_stamp
 from longloom.storage.stats import Stats
-from longloom.tasks.ngrams.encode import TOKENIZER_FILE, Encoder, encoder
+from longloom.tasks.ngrams.encode import BATCH_CHARACTERS, BATCH_DOCUMENTS, TOKENIZER_FILE, Encoder, encoder
 from longloom.tasks.ngrams.layout import (
     INDEX_FILE,
     METADATA,
@@ -41,14 +41,12 @@ from longloom.tasks.ngrams.layout import (
     shard_file,
 )
 from longloom.tasks.ngrams.sorters import Plan, Sorters
+from longloom.tasks.ngrams.tokenizing import tokenized
 from longloom.tasks.progress import Progress, silent
+from longloom.tasks.workers import PROCESSES
 
 #: What is built and the shards whose tokens are written, while a build goes on.
 PROGRESS = ".shards.json"
-
-#: A batch to encode ends with this many documents or characters: an encoding takes about 100 bytes a token.
-BATCH_DOCUMENTS = 512
-BATCH_CHARACTERS = 1_000_000
 
 #: What is kept of a tokenizer's folder, which may hold a model too.
 TOKENIZER_FILES = (
@@ -67,7 +65,7 @@ def build(
     threads: int,
     memory_gib: float,
     shard_tokens: int | None = None,
-    dask: str | None = None,
+    workers: str = PROCESSES,
     progress: Progress = silent,
 ) -> Stats:
     """Indexes a corpus.
@@ -80,8 +78,8 @@ def build(
         memory_gib: memory that the build may take, this process included.
         shard_tokens: tokens and separators of a shard at most (a longer document has one of its own); as many as
             `threads` processes can sort in the memory by default.
-        dask: address of a Dask scheduler whose workers sort the shards, `threads` at a time in `memory_gib` on each
-            host; they must see `out` under the same path. Processes of this host by default.
+        workers: who sorts the shards, see `Workers`, `threads` at a time in `memory_gib` on each host; Dask's make the
+            tokens, too, which else this process does. No other bytes.
         progress: called with the documents encoded.
 
     Returns:
@@ -90,7 +88,7 @@ def build(
     Raises:
         FileNotFoundError: no corpus or no tokenizer there.
         ValueError: a corpus without documents, or one that changed while it was read; too little memory.
-        RuntimeError: a process that sorted was killed.
+        RuntimeError: two processes or Dask workers died at a shard, which is named.
     """
     plan = Plan.of(threads=threads, memory_gib=memory_gib)
     encode = encoder(tokenizer)
@@ -101,11 +99,15 @@ def build(
         shards = _resume(out, what)
         with (
             _unchanged(corpus, what["corpus"], out),
-            Sorters(out, encode.token_dtype, plan, threads=threads, dask=dask) as sorters,
+            Sorters(out, encode.token_dtype, plan, threads=threads, workers=workers) as sorters,
         ):
             for number, shard in enumerate(shards):
                 sorters.add(number, shard)
-            documents = tokenize(corpus, encode, progress, skip=sum(shard.documents for shard in shards))
+            skip = sum(shard.documents for shard in shards)
+            if sorters.dask is None:
+                documents = tokenize(corpus, encode, progress, skip=skip)
+            else:
+                documents = tokenized(corpus, tokenizer, encode, out, sorters.dask, progress, skip=skip)
             for shard in write_shards(
                 documents, out, token_dtype=encode.token_dtype, entries=entries, first=len(shards)
             ):

@@ -6,7 +6,6 @@ until the corpus is indexed without them.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Collection
@@ -26,6 +25,7 @@ from longloom.tasks.ngrams.layout import (
     read_layout,
     shard_file,
 )
+from longloom.tasks.ngrams.shard import metadata_of
 
 #: Unknown ids that an error names.
 NAMED = 5
@@ -82,9 +82,10 @@ def ordinals(index: Path, layout: Layout, ids: Collection[str]) -> np.ndarray:
     wanted, found, ordinal = set(ids), set(), 0
     places = []
     for number in range(len(layout.shards)):
-        with shard_file(index, METADATA, number).open(encoding="utf-8") as lines:
+        path = shard_file(index, METADATA, number)
+        with path.open("rb") as lines:
             for line in lines:
-                identifier = json.loads(line)["id"]
+                identifier = metadata_of(line, path)["id"]
                 if identifier in wanted:
                     found.add(identifier)
                     places.append(ordinal)

@@ -18,6 +18,10 @@ from longloom.tasks.ngrams.layout import TOKEN_TYPES, token_dtype_for
 
 TOKENIZER_FILE = "tokenizer.json"
 
+#: A batch to encode ends with this many documents or characters: an encoding takes about 100 bytes a token.
+BATCH_DOCUMENTS = 512
+BATCH_CHARACTERS = 1_000_000
+
 
 class Encoder(Protocol):
     """Turns text into tokens.
@@ -81,11 +85,12 @@ class TokenizerEncoder:
         path = folder / TOKENIZER_FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path}: is missing; expected a tokenizer saved in the fast format")
+        self._path = path
         content = path.read_bytes()
         try:
             self._tokenizer = Tokenizer.from_buffer(content)
-        except Exception as error:  # the library raises bare Exceptions
-            raise ValueError(f"{path}: cannot be read ({error})") from None
+        except BaseException as error:
+            raise self._refusal("cannot be read", error) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -93,6 +98,12 @@ class TokenizerEncoder:
         self.token_dtype = token_dtype_for(self.vocab_size)
         self.unknown = self._unknown(content)
         self.digest: str | None = hashlib.sha256(content).hexdigest()
+
+    def _refusal(self, what: str, error: BaseException) -> BaseException:
+        """The library raises bare Exceptions, and where it panics what is none (an interrupt stays itself)."""
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            return error
+        return ValueError(f"{self._path}: {what} ({' '.join(str(error).split()):.200})")
 
     def _unknown(self, content: bytes) -> int | None:
         model = json.loads(content)["model"]
@@ -104,7 +115,10 @@ class TokenizerEncoder:
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """See `Encoder`."""
         dtype = TOKEN_TYPES[self.token_dtype]
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except BaseException as error:  # an unknown token that is not in the vocabulary
+            raise self._refusal("cannot encode a text", error) from None
         return [np.array(encoding.ids, dtype=dtype) for encoding in encodings]
 
     def decode(self, tokens: Sequence[int]) -> str:

@@ -217,9 +217,11 @@ def read_deleted(folder: Path, layout: Layout) -> np.ndarray:
     if not path.is_file():
         return np.zeros(0, dtype=np.int64)
     try:
-        deleted: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
+        found = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a damaged header cannot ask for memory
+        deleted = np.array(found)
+    except Exception as error:  # numpy lets those of its parsers and of zip files through
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: cannot be read ({reason:.200})") from None
     if deleted.dtype != np.int64 or deleted.ndim != 1:
         raise ValueError(f"{path}: holds {deleted.dtype} of shape {deleted.shape}, expected a list of int64")
     if (np.diff(deleted) <= 0).any() or (len(deleted) and not 0 <= deleted[0] <= deleted[-1] < layout.documents):

@@ -5,7 +5,6 @@ Places in the tokens are byte offsets, as in the files: a pointer of the suffix 
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from longloom.storage.json_text import parse_json
 from longloom.tasks.ngrams.layout import (
     METADATA,
     METADATA_OFFSETS,
@@ -211,7 +211,20 @@ def shard_in_memory(documents: Sequence[np.ndarray], token_dtype: str) -> OpenSh
 def read_metadata(folder: Path, shard: int, document: int) -> tuple[str, str]:
     """Id and source of a document of a shard."""
     starts = np.memmap(shard_file(folder, METADATA_OFFSETS, shard), dtype="<u8", mode="r")
-    with shard_file(folder, METADATA, shard).open("rb") as file:
+    path = shard_file(folder, METADATA, shard)
+    with path.open("rb") as file:
         file.seek(int(starts[document]))
-        line = json.loads(file.readline())
-    return line["id"], line["source"]
+        line = file.readline()
+    found = metadata_of(line, path)
+    return found["id"], found["source"]
+
+
+def metadata_of(line: bytes, path: Path) -> dict[str, str]:
+    """Id and source out of a line of metadata (ValueError: it holds something else; names the file)."""
+    try:
+        found = parse_json(line.decode("utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), str) for name in ("id", "source")):
+        raise ValueError(f"{path}: found {line[:60]!r}, expected the id and the source of a document")
+    return found

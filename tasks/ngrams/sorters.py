@@ -1,22 +1,18 @@
-"""How large shards are under a bound on memory, and who sorts them: this process, several, or the workers of Dask."""
+"""How large shards are under a bound on memory, and who sorts them: this process, or `Workers`."""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
-import threading
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
 from longloom.tasks.ngrams.layout import TABLE, TOKEN_TYPES, TOKENS, Shard, shard_file
-from longloom.tasks.ngrams.suffix_array import SORT_BYTES, sort_memory, suffix_array, write_table
+from longloom.tasks.ngrams.suffix_array import SORT_BYTES, hidden_tables, sort_memory, suffix_array, write_table
+from longloom.tasks.workers import Workers
 
 #: Memory of a process before it sorts: the interpreter, the libraries, a batch of documents.
 PROCESS = 224 * 2**20
@@ -75,18 +71,6 @@ def sort_shard(source: Path, table: Path, token_dtype: str, threads: int) -> Non
     write_table(suffix_array(tokens, threads=threads), tokens, table)
 
 
-def _end_with_parent() -> None:
-    """Ends this process once the one that started it is gone: a killed one tells its pool nothing."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "runs in a pool's process"
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 class Sorters:
     """Sorts shards while the next ones are written. A single shard is sorted in this process; a context manager.
 
@@ -95,22 +79,30 @@ class Sorters:
         token_dtype: u8, u16 or u32.
         plan: memory and workers.
         threads: for all sorts together.
-        dask: address of a scheduler, whose workers see `folder` under the same path; None for processes of this host.
+        workers: who sorts when there are several shards, see `Workers`. That a scheduler does not answer is known on
+            entering.
     """
 
-    def __init__(self, folder: Path, token_dtype: str, plan: Plan, *, threads: int, dask: str | None) -> None:
+    def __init__(self, folder: Path, token_dtype: str, plan: Plan, *, threads: int, workers: str) -> None:
         self._folder = folder
         self._token_dtype = token_dtype
         self._plan = plan
         self._threads = threads
-        self._dask = dask
+        self._workers = Workers(workers, threads=plan.workers)
         self._stack = contextlib.ExitStack()
-        self._executor: Executor | None = None
+        self._started = False
         self._futures: list[Future[None]] = []
         self._first: int | None = None
 
     def __enter__(self) -> Sorters:
+        if self._workers.dask:
+            self._start()
         return self
+
+    @property
+    def dask(self) -> Workers | None:
+        """Those that may be given other pieces, too, if they are Dask's."""
+        return self._workers if self._workers.dask else None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -135,51 +127,33 @@ class Sorters:
         self._submit(number)
         for future in self._futures:
             if future.done():
-                self._result(future)  # a fault is known before the whole corpus is read
+                future.result()  # a fault is known before the whole corpus is read
 
     def finish(self) -> None:
         """Waits for all.
 
         Raises:
-            RuntimeError: a process ended before its shard was sorted.
+            RuntimeError: two processes or Dask workers died at a shard.
         """
         if self._first is not None and not self._table(self._first).exists():
             sort_shard(self._tokens(self._first), self._table(self._first), self._token_dtype, self._threads)
         for future in self._futures:
-            self._result(future)
-
-    def _result(self, future: Future[None]) -> None:
-        try:
             future.result()
-        except BrokenProcessPool:
-            raise RuntimeError("a process that sorted a shard was killed; is there as much memory as given?") from None
+        for path in hidden_tables(self._folder):  # of those that died
+            path.unlink(missing_ok=True)
+
+    def _start(self) -> None:
+        self._stack.enter_context(self._workers)
+        self._started = True
 
     def _submit(self, number: int) -> None:
         if self._table(number).exists():
             return
-        if self._executor is None:
-            self._executor = self._start()
+        if not self._started:
+            self._start()  # only now: most indexes have one shard
         threads = max(1, self._threads // self._plan.workers)
-        self._futures.append(
-            self._executor.submit(sort_shard, self._tokens(number), self._table(number), self._token_dtype, threads)
-        )
-
-    def _start(self) -> Executor:
-        if self._dask is None:
-            # Not by fork: Prefect, pyarrow and the tokenizers have threads.
-            context = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(self._plan.workers, mp_context=context, initializer=_end_with_parent)
-            return self._stack.enter_context(pool)
-        try:
-            from distributed import Client
-        except ModuleNotFoundError:
-            raise ValueError(f"dask {self._dask}: needs the extra dask: pip install 'longloom[dask]'") from None
-        try:
-            client: Any = self._stack.enter_context(Client(self._dask))  # type: ignore[no-untyped-call]
-        except (OSError, ValueError) as error:
-            raise ValueError(f"dask {self._dask}: no scheduler answers there ({error})") from None
-        executor: Executor = self._stack.enter_context(client.get_executor(pure=False, retries=0))
-        return executor
+        what = (self._tokens(number), self._table(number), self._token_dtype, threads)
+        self._futures.append(self._workers.submit(f"index shard {number}", sort_shard, *what))
 
     def _tokens(self, number: int) -> Path:
         return shard_file(self._folder, TOKENS, number).absolute()

@@ -15,7 +15,7 @@ import numpy as np
 from pydivsufsort import divsufsort
 from threadpoolctl import threadpool_limits
 
-from longloom.tasks.ngrams.layout import TOKEN_TYPES, pointer_width
+from longloom.tasks.ngrams.layout import TABLE, TOKEN_TYPES, pointer_width
 from longloom.tasks.ngrams.token_code import Coded, in_order
 
 #: Peak memory of the sort in bytes a token: the tokens, their code where it is as long as they are, and a place of four
@@ -60,6 +60,11 @@ def _sort(content: np.ndarray, threads: int) -> np.ndarray:
     with threadpool_limits(threads, user_api="openmp"):
         order: np.ndarray = divsufsort(content.view(np.uint8))
     return order
+
+
+def hidden_tables(folder: Path) -> list[Path]:
+    """What `write_table` left of tables whose writers were killed, or has not ended yet."""
+    return sorted(folder.glob(f".{TABLE}.*.*"))
 
 
 def write_table(order: np.ndarray, tokens: np.ndarray, path: Path) -> None:

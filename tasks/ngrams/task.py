@@ -8,8 +8,8 @@ from longloom.storage.store import Store
 from longloom.tasks.stage import Work, stage
 
 
-@stage("index", version=3, runtime=("threads", "memory_gib", "dask"), resumable=True)
-def _index(work: Work, *, threads: int, memory_gib: float, shard_tokens: int | None, dask: str | None) -> Stats:
+@stage("index", version=3, runtime=("threads", "memory_gib", "workers"), resumable=True)
+def _index(work: Work, *, threads: int, memory_gib: float, shard_tokens: int | None, workers: str) -> Stats:
     from longloom.tasks.ngrams.build import build
 
     return build(
@@ -19,7 +19,7 @@ def _index(work: Work, *, threads: int, memory_gib: float, shard_tokens: int | N
         threads=threads,
         memory_gib=memory_gib,
         shard_tokens=shard_tokens,
-        dask=dask,
+        workers=workers,
         progress=work.progress,
     )
 
@@ -32,7 +32,7 @@ def build_index(
     threads: int,
     memory_gib: float,
     shard_tokens: int | None = None,
-    dask: str | None = None,
+    workers: str = "processes",
 ) -> ArtifactRef:
     """An index in infini-gram's format; without a tokenizer, of raw bytes.
 
@@ -47,7 +47,7 @@ def build_index(
         if counts["documents"] + 4 * counts["characters"] > fits:  # UTF-8 has four bytes a character at most
             shard_tokens = fits
     inputs = {"corpus": corpus} | ({"tokenizer": tokenizer} if tokenizer else {})
-    return _index(store, inputs, threads=threads, memory_gib=memory_gib, shard_tokens=shard_tokens, dask=dask)
+    return _index(store, inputs, threads=threads, memory_gib=memory_gib, shard_tokens=shard_tokens, workers=workers)
 
 
 @stage("deletion", kind="index", version=1)

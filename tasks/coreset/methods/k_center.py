@@ -17,10 +17,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from longloom.tasks.coreset.blas import one_thread
 from longloom.tasks.coreset.ranking import DECIMALS, completed, has_gradient, spans
 from longloom.tasks.coreset.registry import Pool, Selection
 from longloom.tasks.coreset.rows import BLOCK_BYTES, Features
-from longloom.tasks.coreset.workers import one_thread
 from longloom.tasks.progress import Progress, silent
 
 

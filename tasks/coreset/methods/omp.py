@@ -10,12 +10,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from longloom.tasks.coreset.blas import one_thread
 from longloom.tasks.coreset.pursuit import pursue
 from longloom.tasks.coreset.ranking import completed, has_gradient
 from longloom.tasks.coreset.registry import Pool, Selection
 from longloom.tasks.coreset.rows import blocks
 from longloom.tasks.coreset.subset import Subset
-from longloom.tasks.coreset.workers import one_thread
 from longloom.tasks.progress import Progress, silent
 
 

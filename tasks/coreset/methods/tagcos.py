@@ -18,14 +18,15 @@ from typing import ClassVar
 
 import numpy as np
 
+from longloom.tasks.coreset.blas import one_thread
 from longloom.tasks.coreset.budgets import floors, largest_remainder
 from longloom.tasks.coreset.clusters import cluster
 from longloom.tasks.coreset.piece import Piece, pursued
 from longloom.tasks.coreset.ranking import has_gradient
 from longloom.tasks.coreset.registry import Pool, Selection
 from longloom.tasks.coreset.subset import Subset
-from longloom.tasks.coreset.workers import Workers, one_thread
 from longloom.tasks.progress import Progress, silent
+from longloom.tasks.workers import THREADS, Workers
 
 MODES = ("default", "released")
 
@@ -39,14 +40,14 @@ class Tagcos:
         mode: default or released.
         share: as the user asked, None if a count was: `released` rounds with it.
         threads: clusters that are pursued at a time; no other picks.
-        dask: address of a Dask scheduler, whose workers pursue them; None for threads. No other picks.
+        workers: who pursues them, see `Workers`; no other picks.
     """
 
     clusters: int
     mode: str
     share: float | None
     threads: int = 1
-    dask: str | None = None
+    workers: str = THREADS
 
     needs: ClassVar[frozenset[str]] = frozenset({"features"})
 
@@ -65,7 +66,7 @@ class Tagcos:
         assert pool.features is not None
         # One thread a piece: sums that depend on the number of threads could turn ties round. A scheduler that is not
         # there is known before the work.
-        with one_thread(), Workers(threads=self.threads, dask=self.dask) as workers:
+        with one_thread(), Workers(self.workers, threads=self.threads) as workers:
             alive = np.flatnonzero(has_gradient(pool.features, method="tagcos"))
             found = cluster(Subset(pool.features, alive), clusters=self.clusters, seed=int(rng.integers(2**31)))
             sizes = np.bincount(found.labels, minlength=len(found.centroids))
@@ -84,7 +85,7 @@ class Tagcos:
                 )
                 for number in np.flatnonzero(quotas).tolist()
             ]
-            for piece, picks in zip(pieces, workers.map(pursued, pieces), strict=True):
+            for piece, picks in zip(pieces, workers.map("cluster", pursued, pieces), strict=True):
                 indices.append(piece.members[picks.indices])
                 weights.append(picks.weights)
                 filled += picks.filled

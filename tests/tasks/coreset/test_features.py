@@ -37,7 +37,7 @@ def run(toy, out: Path, **changes):
         "bias_correction": False,
         "device": "cpu",
         "threads": 2,
-        "dask": None,
+        "workers": "threads",
     }
     pool = changes.pop("pool", toy.instructions)
     return build(toy.model, pool, toy.warmup, out, **given | changes)
@@ -186,27 +186,19 @@ def test_threads_change_no_byte(toy, built: Path, tmp_path: Path, monkeypatch: p
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
-def test_workers_of_dask_write_the_same_bytes(toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    distributed = pytest.importorskip("distributed")
+def test_a_cluster_of_this_host_writes_the_same_bytes(toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So do a scheduler's workers: test_scheduler.py."""
     monkeypatch.setattr(features, "SHARD_ROWS", 4)
     run(toy, tmp_path / "alone")
-    with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, protocol="tcp"
-    ) as cluster:
-        reports: list[tuple[int, int | None]] = []
-        run(
-            toy,
-            tmp_path / "dask",
-            dask=cluster.scheduler_address,
-            progress=lambda done, total: reports.append((done, total)),
-        )
-    assert files(tmp_path / "dask") == files(tmp_path / "alone")
-    assert reports[-1] == (20, 20)
+    told: list[tuple[int, int | None]] = []
+    run(toy, tmp_path / "other", workers="cluster", threads=1, progress=lambda *done: told.append(done))
+    assert files(tmp_path / "other") == files(tmp_path / "alone")
+    assert told[-1] == (20, 20)
 
 
 def test_no_scheduler_is_one_line(toy, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no scheduler answers there"):
-        run(toy, tmp_path, dask="nonsense://x")
+        run(toy, tmp_path, workers="nonsense://x")
 
 
 @pytest.mark.parametrize(

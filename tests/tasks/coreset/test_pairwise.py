@@ -161,7 +161,7 @@ def warmup(toy, comparisons, tmp_path_factory) -> Path:
 def make(toy, comparisons, warmup, out: Path, **changes):
     options = {"dimension": 32, "seed": 0, "max_length": 60, "adam": True, "bias_correction": False, "threads": 1}
     out.mkdir()
-    stats = features.build(toy.model, comparisons, warmup, out, device="cpu", dask=None, **options | changes)
+    stats = features.build(toy.model, comparisons, warmup, out, device="cpu", workers="threads", **options | changes)
     return stats, open_features(out)
 
 
@@ -211,7 +211,7 @@ def test_a_coreset_of_pairs(toy, comparisons, warmup, tmp_path: Path):
             side="highest",
             seed=0,
             threads=1,
-            dask=None,
+            workers="threads",
         )
         chosen = read_table(out, "coreset").to_pylist()
         assert stats.counts["examples"] == len(chosen) == 4

@@ -27,7 +27,7 @@ OPTIONS = {
     "side": "middle",
     "seed": 0,
     "threads": 1,
-    "dask": None,
+    "workers": "threads",
     "targets": None,
     "target_features": None,
 }
@@ -35,7 +35,9 @@ OPTIONS = {
 
 def featurise(toy, instructions: Path, out: Path, **changes) -> Path:
     options = {"dimension": 32, "seed": 0, "max_length": 40, "adam": True, "bias_correction": False} | changes
-    features_stage.build(toy.model, instructions, toy.warmup, out, device="cpu", threads=1, dask=None, **options)
+    features_stage.build(
+        toy.model, instructions, toy.warmup, out, device="cpu", threads=1, workers="threads", **options
+    )
     return out
 
 

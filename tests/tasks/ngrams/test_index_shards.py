@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distributed import LocalCluster
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -36,9 +35,9 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-def run(corpus: Path, out: Path, *, shard_tokens: int | None = 60, dask: str | None = None) -> dict[str, int]:
+def run(corpus: Path, out: Path, *, shard_tokens: int | None = 60, workers: str = "processes") -> dict[str, int]:
     out.mkdir(exist_ok=True)
-    return build(corpus, None, out, threads=2, memory_gib=1, shard_tokens=shard_tokens, dask=dask).counts
+    return build(corpus, None, out, threads=2, memory_gib=1, shard_tokens=shard_tokens, workers=workers).counts
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -85,13 +84,12 @@ def test_any_number_of_shards_gives_the_same_counts(corpus: Path, tmp_path: Path
     assert not (tmp_path / "60" / PROGRESS).exists()
 
 
-def test_dask_workers_sort_them_too(corpus: Path, tmp_path: Path) -> None:
-    run(corpus, tmp_path / "here")
-    with LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, protocol="tcp"
-    ) as cluster:
-        run(corpus, tmp_path / "there", dask=cluster.scheduler_address)
-    assert contents(tmp_path / "here") == contents(tmp_path / "there")
+def test_threads_sort_to_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
+    """So do the workers of a scheduler: ../coreset/test_scheduler.py."""
+    for workers in ("processes", "threads"):
+        run(corpus, tmp_path / workers, workers=workers)
+        assert contents(tmp_path / workers) == contents(tmp_path / "processes")
+    assert len(list((tmp_path / "threads").glob("table.*"))) == 6
 
 
 class Killed(BaseException):
