@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from longloom.storage.json_text import NotJson, parse_json
+
 
 class Field(NamedTuple):
     """What a field must hold.
@@ -72,9 +74,9 @@ def parse(name: str, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, di
     """
     for number, line in lines:
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name}:{number}: is not JSON ({error.msg}), expected one object a line") from None
+            record = parse_json(line)
+        except NotJson as error:
+            raise ValueError(f"{name}:{number}: is not JSON ({error}), expected one object a line") from None
         if not isinstance(record, dict):
             raise ValueError(f"{name}:{number}: holds a JSON {type(record).__name__}, expected an object")
         yield number, record
@@ -104,6 +106,10 @@ def check_fields(record: Mapping[str, Any], fields: Mapping[str, Field], where: 
         if name not in record:
             raise ValueError(f"{where}: field {name!r} is missing, expected {field.expected}")
         if not field.fits(record[name]):
-            found = json.dumps(record[name], ensure_ascii=False)
-            short = found if len(found) <= 60 else f"{found[:57]}..."
-            raise ValueError(f"{where}: field {name!r} is {short}, expected {field.expected}")
+            raise ValueError(f"{where}: field {name!r} is {shown(record[name])}, expected {field.expected}")
+
+
+def shown(value: Any) -> str:
+    """A value of a record as JSON on one line, cut to 60 characters, for errors."""
+    found = " ".join(json.dumps(value, ensure_ascii=False).split())
+    return found if len(found) <= 60 else f"{found[:57]}..."

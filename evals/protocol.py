@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:  # a suite's options are asked for without a second's import
+    from transformers import PreTrainedTokenizerBase
 
 #: Rounds in which a cut prompt may shrink until it fits the window.
 _ROUNDS = 16

@@ -7,7 +7,6 @@ gold evidence, as of a perfect retriever, and then the evidence of the turns bef
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from longloom.evals.chatrag.prompt import Passage
 from longloom.evals.chatrag.tasks import TASKS, protocol_of
 from longloom.evals.hub import fetch
 from longloom.evals.jsonl import STRINGS, TEXT, Field, check_fields
+from longloom.storage.json_text import read_json
 
 HUB_REPOSITORY = "nvidia/ChatRAG-Bench"
 
@@ -111,7 +111,7 @@ def tasks_in(data: Path) -> list[str]:
     """
     if data.is_file():
         task = _task_of(data)
-        if task is None and isinstance(read_json(data), dict):
+        if task is None and isinstance(_content(data), dict):
             task = _NATIVE_TASK
         if task is not None:
             return [task]
@@ -154,7 +154,7 @@ def read_samples(path: Path, task: str) -> list[Sample]:
     Raises:
         ValueError: no JSON, another task's records, a missing or wrong field (file, record, field), or no records.
     """
-    content = read_json(path)
+    content = _content(path)
     if isinstance(content, dict):
         if task != _NATIVE_TASK:
             raise ValueError(f"{path}: holds a JSON object, expected a list of the records of {task}")
@@ -203,12 +203,8 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file (ValueError with file and line for a bad one)."""
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: is not JSON ({error.msg}), expected one list of records") from None
+def _content(path: Path) -> Any:
+    return read_json(path, expected="one list of records")
 
 
 def _task_of(path: Path) -> str | None:

@@ -34,7 +34,7 @@ def fill(template: str, record: Mapping[str, Any]) -> tuple[str, tuple[int, int]
         The prompt, and where in it the record's context begins and ends; None if it does not stand there just once.
 
     Raises:
-        KeyError, IndexError, ValueError: as `str.format`.
+        KeyError, IndexError, ValueError, AttributeError, TypeError: as `str.format`.
     """
     parts: list[str] = []
     spans = []

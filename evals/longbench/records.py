@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from longloom.evals.hub import fetch
 from longloom.evals.jsonl import NUMBER, STRINGS, STRINGS_OR_NULL, TEXT, check_fields, parse, read_records, task_files
+from longloom.storage.json_text import read_json
 
 FIELDS = {
     "input": TEXT,
@@ -78,10 +78,7 @@ def read_config(data: Path, name: str) -> dict[str, Any] | None:
     path = config_file(data, name)
     if not path.is_file():
         return None
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: is not JSON ({error})") from None
+    table = read_json(path, expected="an object of tasks")
     if not isinstance(table, dict):
         raise ValueError(f"{path}: holds a JSON {type(table).__name__}, expected an object of tasks")
     return table

@@ -42,10 +42,10 @@ class _LongBenchFormat(Suite):
             check_answers(protocol.metric, row["answers"], row["all_classes"], where)
             try:
                 prompt, context = fill(template, row)
-            except (KeyError, IndexError, ValueError) as error:
+            except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
                 raise ValueError(
-                    f"the prompt of task {task!r} cannot be filled ({type(error).__name__}: {error}); expected the "
-                    f"names of fields in braces: {', '.join(row)}"
+                    f"{where}: the prompt of task {task!r} cannot be filled ({type(error).__name__}: {error!s:.100}); "
+                    f"expected the names of fields in braces: {', '.join(row):.300}"
                 ) from None
             request = Request(
                 prompt,

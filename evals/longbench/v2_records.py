@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from longloom.evals.hub import fetch
 from longloom.evals.jsonl import TEXT, Field, check_fields, read_records
+from longloom.storage.json_text import read_json
 
 DIFFICULTIES = ("easy", "hard")
 LENGTHS = ("short", "medium", "long")
@@ -53,12 +53,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _items(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        items = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}; expected LongBench v2's {_FILE}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: is not JSON ({error}), expected a list of records") from None
+    items = read_json(path, expected=f"LongBench v2's {_FILE}")
     if not isinstance(items, list):
         raise ValueError(f"{path}: holds a JSON {type(items).__name__}, expected a list of records")
     for number, item in enumerate(items, start=1):

@@ -33,7 +33,10 @@ def documents(data: Path) -> Iterator[str]:
 def _texts(data: Path) -> Iterator[str]:
     if any(data.glob("documents*.parquet")):
         for batch in iter_batches(data, "documents", columns=["text"], batch_size=64):
-            yield from batch.column("text").to_pylist()
+            try:
+                yield from batch.column("text").to_pylist()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{data}: a text is not UTF-8 ({error.reason} at byte {error.start})") from None
     else:
         for path in sorted(data.glob("*.txt")):
             try:

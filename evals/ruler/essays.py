@@ -6,7 +6,6 @@ sentences. There nltk finds the sentences; here a full stop does, which needs no
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -14,7 +13,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from longloom.evals.jsonl import FILLED_TEXT, check_fields
 from longloom.evals.needle.haystack import SENTENCE_END, Stream
+from longloom.storage.json_text import read_json
 
 #: The official haystack: {"text": all essays}.
 OFFICIAL = "PaulGrahamEssays.json"
@@ -82,12 +83,10 @@ def _texts(data: Path) -> Iterator[str]:
         stream = Stream(data)
         while True:
             yield stream.next()
-    try:
-        text = json.loads(path.read_text(encoding="utf-8"))["text"]
-        words = text.split()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: is not the official haystack ({type(error).__name__}: {error})") from None
-    if not words:
-        raise ValueError(f"{path}: field 'text' is blank, expected essays")
+    content = read_json(path, expected="the official haystack")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a JSON {type(content).__name__}, expected the official haystack, an object")
+    check_fields(content, {"text": FILLED_TEXT}, str(path))
+    text: str = content["text"]
     while True:
         yield text

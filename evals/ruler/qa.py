@@ -6,7 +6,6 @@ documents come, for SQuAD, the other paragraphs of the same article, then any, a
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from longloom.evals.jsonl import TEXT, Field, check_fields
 from longloom.evals.protocol import Request
 from longloom.evals.ruler.fitting import Fitter, Sample
 from longloom.evals.ruler.tasks import DOCUMENT, QA
+from longloom.storage.json_text import read_json
 
 #: Task -> the names that its file may have: RULER's, and the data set's own.
 FILES = {
@@ -109,7 +109,7 @@ def _order(question: Question, documents: list[str], rng: random.Random) -> Iter
 def _squad(path: Path) -> Questions:
     questions = []
     documents = set()
-    for number, article in enumerate(_items(_load(path), "data", str(path))):
+    for number, article in enumerate(_items(read_json(path, expected="SQuAD's questions"), "data", str(path))):
         where = f"{path}: data[{number}]"
         paragraphs = _items(article, "paragraphs", where)
         for place, paragraph in enumerate(paragraphs):
@@ -134,7 +134,7 @@ def _squad(path: Path) -> Questions:
 def _hotpot(path: Path) -> Questions:
     questions = []
     documents = set()
-    rows = _load(path)
+    rows = read_json(path, expected="HotpotQA's questions")
     for number, asked in enumerate(rows if isinstance(rows, list) else []):
         where = f"{path}: [{number}]"
         check_fields(_object(asked, where), _HOTPOT_FIELDS, where)
@@ -145,7 +145,7 @@ def _hotpot(path: Path) -> Questions:
         gold = [
             sentences[title][sentence].strip()
             for title, sentence in asked["supporting_facts"]
-            if sentence < len(sentences.get(title, []))
+            if 0 <= sentence < len(sentences.get(title, []))
         ]
         questions.append(Question(asked["question"], [asked["answer"]], list(dict.fromkeys(own)), [], gold))
     if not questions:
@@ -178,13 +178,6 @@ _HOTPOT_FIELDS = {
     ),
     "supporting_facts": Field("a list of [title, number]", lambda value: _is_pairs(value, int)),
 }
-
-
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from None
 
 
 def _object(value: Any, where: str) -> Mapping[str, Any]:

@@ -9,13 +9,16 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from longloom.storage.parquet import reading
 from longloom.tasks.corpus.files import SourceFile, open_bytes
 
 ON_BAD_RECORD = ("stop", "skip")
 BOM = b"\xef\xbb\xbf"
+
+#: Characters of a message about a bad record.
+FAULT = 400
 
 #: Rows of Parquet decoded at once: documents can be long.
 PARQUET_BATCH = 256
@@ -50,11 +53,18 @@ class BadRecords:
         Raises:
             ValueError: the policy is `stop`.
         """
+        fault = _one_line(fault)
         if self.policy == "stop":
             raise ValueError(f"{place}: {fault} (on_bad_record='skip' goes on without it)")
         self.skipped += 1
         if len(self.examples) < 5:
             self.examples.append(f"{name or place}: {fault}")
+
+
+def _one_line(text: str) -> str:
+    """A fault may quote names out of the record: of any length, with line ends, with what UTF-8 cannot hold."""
+    plain = " ".join(text.split()).encode("utf-8", "backslashreplace").decode("utf-8")
+    return plain if len(plain) <= FAULT else f"{plain[: FAULT - 3]}..."
 
 
 class FaultError(Exception):
@@ -130,25 +140,22 @@ def parquet_rows(file: SourceFile, columns: tuple[str, ...], bad: BadRecords) ->
     Raises:
         ValueError: the file is damaged, or has none of the columns.
     """
-    try:
-        with pq.ParquetFile(file.path) as reader:
-            present = [column for column in columns if column in reader.schema_arrow.names]
-            if not present:
-                known = ", ".join(reader.schema_arrow.names)
-                raise ValueError(f"{file.path}: has none of the columns {', '.join(columns)}, only {known}")
-            number = 0
-            for batch in reader.iter_batches(batch_size=PARQUET_BATCH, columns=present):
-                for index in range(batch.num_rows):
-                    number += 1
-                    try:
-                        value = {column: batch.column(column)[index].as_py() for column in present}
-                    except UnicodeDecodeError as error:
-                        fault = f"found byte 0x{error.object[error.start]:02x} in a string, expected UTF-8"
-                        bad.report(f"{file.path}, row {number}", fault, name=f"{file.name}:{number}")
-                    else:
-                        yield Record(value, number, file, "row")
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file.path}: cannot be read as Parquet ({error})") from None
+    with reading(file.path), pq.ParquetFile(file.path) as reader:
+        present = [column for column in columns if column in reader.schema_arrow.names]
+        if not present:
+            known = ", ".join(reader.schema_arrow.names)
+            raise ValueError(f"{file.path}: has none of the columns {', '.join(columns)}, only {_one_line(known)}")
+        number = 0
+        for batch in reader.iter_batches(batch_size=PARQUET_BATCH, columns=present):
+            for index in range(batch.num_rows):
+                number += 1
+                try:
+                    value = {column: batch.column(column)[index].as_py() for column in present}
+                except UnicodeDecodeError as error:
+                    fault = f"found byte 0x{error.object[error.start]:02x} in a string, expected UTF-8"
+                    bad.report(f"{file.path}, row {number}", fault, name=f"{file.name}:{number}")
+                else:
+                    yield Record(value, number, file, "row")
 
 
 def describe(value: object) -> str:

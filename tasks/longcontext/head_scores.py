@@ -10,9 +10,7 @@ Formats, as the authors' repositories write them (read there in the code, and fo
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from longloom.kernels.kvcache.heads import Scores
+from longloom.kernels.torch_file import are_numbers, load_plain
+from longloom.storage.json_text import read_json
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -50,6 +49,8 @@ def read_scores(path: Path, layout: str, heads: Heads) -> Scores:
     """
     if layout not in _READERS:
         raise ValueError(f"unknown layout of head scores {layout!r}; known: {', '.join(sorted(_READERS))}")
+    if not path.exists():
+        raise FileNotFoundError(f"head scores {path}: no such file")
     if path.is_dir():
         raise ValueError(f"head scores {path}: is a folder, expected one file")
     scores = _READERS[layout](path, heads)
@@ -76,18 +77,15 @@ def _duoattention(path: Path, heads: Heads) -> Array:
 
 
 def _retrieval_head(path: Path, heads: Heads) -> Array:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"head scores {path}: {error}, expected one JSON object") from None
+    content = read_json(path, expected="one JSON object of head scores")
     if not isinstance(content, Mapping):
         raise ValueError(f'head scores {path}: found no JSON object, expected {{"layer-head": [scores], ...}}')
     expected = {f"{layer}-{head}": (layer, head) for layer in range(heads.layers) for head in range(heads.query)}
     if strange := sorted(content.keys() ^ expected.keys()):
         name = strange[0]
         raise ValueError(
-            f"head scores {path}: {'has' if name in content else 'lacks'} {name!r}, expected the {heads.query} query "
-            f"heads of each of the model's {heads.layers} layers"
+            f"head scores {path}: {'has' if name in content else 'lacks'} {name!r:.60}, expected the "
+            f"{heads.query} query heads of each of the model's {heads.layers} layers"
         )
     means = np.empty((heads.layers, heads.query))
     for name, place in expected.items():
@@ -100,23 +98,18 @@ def _retrieval_head(path: Path, heads: Heads) -> Array:
 
 
 def _kvzip(path: Path, heads: Heads) -> Array:
-    try:
-        scores = torch.load(path, map_location="cpu", weights_only=True)  # never runs what a pickle says
-    except FileNotFoundError:
-        raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"head scores {path}: {reason:.120}, expected a tensor that torch saved") from None
-    if not isinstance(scores, torch.Tensor):
-        raise ValueError(f"head scores {path}: holds a {type(scores).__name__}, expected a tensor")
+    scores = load_plain(path, f"head scores {path}")
+    if not are_numbers(scores):
+        raise ValueError(f"head scores {path}: holds a {type(scores).__name__}, expected a tensor of real numbers")
     expected = (heads.layers, heads.kv)
     if tuple(scores.squeeze().shape) != tuple(size for size in expected if size != 1):
         raise _misfit(path, tuple(scores.shape), heads)
-    return np.array(scores.reshape(expected).tolist(), dtype=np.float64)
+    return np.array(scores.detach().reshape(expected).tolist(), dtype=np.float64)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """A float, or an integer that a float can hold."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**53)
 
 
 def _misfit(path: Path, found: tuple[int, ...], heads: Heads) -> ValueError:

@@ -7,10 +7,10 @@ criterion (it should reverse). How the paper words the last two is not known her
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from longloom.storage.json_text import read_json
 from longloom.tasks.preference.rows import Row
 
 NC, CTX, NONSENSE, NEGATED = "nc", "ctx", "nonsense", "negated"
@@ -64,10 +64,7 @@ def read_negations(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected JSON of criteria and their negations")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: {error}, expected a JSON object of criteria and their negations") from None
+    found = read_json(path, expected="a JSON object of criteria and their negations")
     if not isinstance(found, dict) or not all(isinstance(value, str) and value.strip() for value in found.values()):
         raise ValueError(f"{path}: found something else, expected a JSON object of criteria and their negations")
     for criterion, contrary in found.items():

@@ -16,7 +16,9 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from longloom.evals.jsonl import NUMBER, TEXT, Field, check_fields
 from longloom.storage.atomic import write_atomic
+from longloom.storage.json_text import read_json
 from longloom.tasks.corpus.messages import Message
 from longloom.tasks.preference import template as templates
 from longloom.tasks.training.sft import render
@@ -25,6 +27,12 @@ from longloom.tasks.training.sft import render
 FILE = "reward.json"
 #: Of a tokenizer without a padding token of its own; as in the repository's tokenizers.
 PAD = "<|pad|>"
+
+
+_FIELDS = {
+    "template": TEXT,
+    "max_length": Field("a number of tokens above zero", lambda value: NUMBER.fits(value) and 0 < value < 2**63),
+}
 
 
 class Asked(NamedTuple):
@@ -76,11 +84,17 @@ def reading_of(folder: Path, *, window: int) -> Reading:
     path = folder / FILE
     if not path.is_file():
         return Reading(templates.DEFAULT, window, ends=False)
+    held = read_json(path, expected="an object of template, max_length and ends")
+    check_fields(held if isinstance(held, dict) else {}, _FIELDS, str(path))
+    if odd := sorted(held.keys() - {*_FIELDS, "ends"}):
+        raise ValueError(f"{path}: has the field {odd[0]!r:.60}, expected template, max_length and ends")
+    found = Reading(**held)
+    if type(found.ends) is not bool:
+        raise ValueError(f"{path}: ends is {found.ends!r:.60}, expected true or false")
     try:
-        found = Reading(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}; expected an object of template, max_length and ends") from None
-    templates.check(found.template)
+        templates.check(found.template)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return found
 
 

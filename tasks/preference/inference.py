@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from longloom.storage.json_text import read_json
 from longloom.storage.parquet import FileWriter, read_table
 from longloom.storage.stats import Stats
 from longloom.tasks.preference.rows import Row, read_rows
@@ -100,7 +101,9 @@ def build(
 
 def read_contexts(folder: Path) -> tuple[list[str], dict[str, Floats]]:
     """Candidates, and the probabilities of each comparison's by its id."""
-    names = json.loads((folder / CANDIDATES).read_text(encoding="utf-8"))
+    names = read_json(folder / CANDIDATES, expected="a list of contexts")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{folder / CANDIDATES}: found something else, expected a list of contexts")
     table = read_table(folder, NAME)
     return names, {row["id"]: np.array(row["p"]) for row in table.to_pylist()}
 

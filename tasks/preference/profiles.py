@@ -8,7 +8,6 @@ is a context that several comparisons have, or several wordings of one, where th
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from longloom.storage.json_text import read_json
 from longloom.tasks.preference.accuracy import credit, mean
 from longloom.tasks.preference.rows import Row
 
@@ -54,9 +54,13 @@ class Point:
 
 
 def read_profiles(comparisons: Path) -> dict[str, str]:
-    """The list that a comparisons artifact brings; {}: none."""
+    """The list that a comparisons artifact brings; {}: none (ValueError: it holds something else)."""
     path = comparisons / LIST
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    found = read_json(path, expected="a JSON object of contexts and their profiles")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ValueError(f"{path}: found something else, expected a JSON object of contexts and their profiles")
     return found
 
 

@@ -15,7 +15,7 @@ def check(template: str) -> None:
     """Raises a ValueError for a template that does not hold `{prompt}` and `{context}` once each."""
     for name in FIELDS:
         if (times := template.count(name)) != 1:
-            raise ValueError(f"template {template!r}: found {name} {times} times, expected it once")
+            raise ValueError(f"template {template!r:.100}: found {name} {times} times, expected it once")
 
 
 def with_context(prompt: Sequence[Mapping[str, str]], context: str | None, template: str) -> list[Message]:

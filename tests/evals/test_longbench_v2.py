@@ -191,7 +191,7 @@ def test_bad_tasks_and_missing_predictions() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{torn", r"data.json: is not JSON \(.*\), expected a list of records$"),
+        ("{torn", r"data.json:1: is not JSON \(.*\), expected LongBench v2's data.json$"),
         ("{}", r"data.json: holds a JSON dict, expected a list of records$"),
         ("[]", r"data.json: has no records, expected at least one$"),
         ("[1]", r"data.json: record 1: is a JSON int, expected an object$"),

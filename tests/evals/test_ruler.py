@@ -219,10 +219,10 @@ def test_the_official_haystack_file(tokenizer: PreTrainedTokenizerFast, tmp_path
     (record, *_) = suite(tmp_path, tokenizer).records("niah_single_2")
     assert "Work hard. Sleep well. Work hard." in record["requests"][0]["document"]
     path.write_text(json.dumps({"text": " "}))
-    with pytest.raises(ValueError, match=r"PaulGrahamEssays.json: field 'text' is blank, expected essays"):
+    with pytest.raises(ValueError, match=r"PaulGrahamEssays.json: field 'text' is .*, expected a string that is not"):
         suite(tmp_path, tokenizer).records("niah_single_2")
     path.write_text("[]")
-    with pytest.raises(ValueError, match=r"PaulGrahamEssays.json: is not the official haystack \(TypeError: "):
+    with pytest.raises(ValueError, match=r"PaulGrahamEssays.json: holds a JSON "):
         suite(tmp_path, tokenizer).records("niah_single_2")
 
 

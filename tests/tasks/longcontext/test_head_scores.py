@@ -125,16 +125,16 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     for text in ("layer\thead\n0\t1\n", "1\t2\n3\n", ""):
         path.write_text(text)
         for layout in ("duoattention", "retrieval-head", "kvzip"):
-            with pytest.raises(ValueError, match=f"^head scores {path}: ") as caught:
+            with pytest.raises(ValueError, match=f"{path}:") as caught:
                 read_scores(path, layout, HEADS)
             assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(ValueError, match="found no JSON object"):
         read_scores(retrieval_head(path, [1, 2]), "retrieval-head", HEADS)
     torch.save({"scores": torch.zeros(3, 4)}, path)
-    with pytest.raises(ValueError, match=r"holds a dict, expected a tensor$"):
+    with pytest.raises(ValueError, match=r"holds a dict, expected a tensor of real numbers$"):
         read_scores(path, "kvzip", HEADS)
     torch.save(Malicious(tmp_path / "made"), path)
-    with pytest.raises(ValueError, match=r"expected a tensor that torch saved$"):
+    with pytest.raises(ValueError, match=r"cannot be read as tensors alone"):
         read_scores(path, "kvzip", HEADS)
     assert not (tmp_path / "made").exists()
     with pytest.raises(ValueError, match=r"is a folder, expected one file$"):
