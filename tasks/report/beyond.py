@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from longloom.tasks.report.evaluation import Measured, grid, is_placed
+from longloom.tasks.report.evaluation import IDENTITY, Measured, grid, is_placed
 from longloom.tasks.report.intervals import mean_interval
 from longloom.tasks.report.order import natural, rank
 
@@ -53,6 +53,24 @@ def beyond_window(measured: Sequence[Measured]) -> list[Numbers]:
         names = {"suite": suite, "task": task, "model": model, "window": window}
         result.append({**names, "lengths": lengths, "rows": rows})
     return result
+
+
+def by_asked_length(measured: Sequence[Measured]) -> list[Numbers]:
+    """The scores of direct long context at each length that was asked for, with their samples: for comparisons.
+
+    Returns:
+        Rows of the names of a score, `section`, length (null: the task has none), score and sample_scores.
+    """
+    rows = []
+    for found in measured:
+        named = {name: found.row[name] for name in (*IDENTITY, "section")}
+        groups: dict[int | None, dict[str, float]] = defaultdict(dict)
+        for sample in found.samples:
+            groups[sample["length"]][sample["name"]] = sample["score"] * (found.scale or 1.0)
+        for length, scores in sorted(groups.items(), key=lambda group: group[0] or 0):
+            score = float(np.mean(list(scores.values())))
+            rows.append({**named, "length": length, "score": score, "sample_scores": scores})
+    return rows
 
 
 def reaches_beyond(window: int | None, lengths: Sequence[int]) -> bool:

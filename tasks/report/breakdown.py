@@ -56,7 +56,7 @@ def over_tasks(rows: Iterable[Numbers]) -> list[Numbers]:
         samples = [row["samples"] for row in group]
         score = float(np.average([row["score"] for row in group], weights=samples))
         names = dict(zip(("model", "policy", "suite", "group"), key, strict=True))
-        found.append({**names, "score": score, "samples": sum(samples)})
+        found.append({**names, "score": score, "samples": sum(samples), "section": group[0].get("section", "")})
     return found
 
 

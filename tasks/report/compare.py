@@ -13,18 +13,23 @@ from longloom.tasks.report.render_compare import render_compare
 FILES = {"compare.json": "json", "compare.md": "markdown", "compare.txt": "table", "index.html": "page"}
 
 
-def build(first: Path, second: Path, out: Path) -> Stats:
+def build(first: Path, second: Path, out: Path, *, pages: tuple[str, str] = ("", "")) -> Stats:
     """Writes compare.json, compare.md, compare.txt (for a terminal of 120 columns) and index.html (volatile).
 
     Args:
         first, second: report artifacts, of which report.json is read.
         out: an empty folder.
+        pages: where the pages of both lie, as seen from `out`; empty: the page links to none.
 
     Raises:
         ValueError: a report.json is unreadable; names it.
     """
     comparison = compare(read_json(first / "report.json"), read_json(second / "report.json"))
     for name, form in FILES.items():
-        (out / name).write_text(render_compare(comparison, form), encoding="utf-8")
-    counts = {"scores": len(comparison.rows), "parameters": len(comparison.changes)}
+        (out / name).write_text(render_compare(comparison, form, pages=pages), encoding="utf-8")
+    counts = {
+        "scores": len(comparison.rows),
+        "measures": len(comparison.measures),
+        "parameters": len(comparison.changes),
+    }
     return Stats(counts=counts, volatile=("index.html",))

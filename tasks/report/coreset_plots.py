@@ -31,6 +31,9 @@ def coreset_map(dots: Mapping[str, np.ndarray], *, title: str) -> Markup:
             _dots(axes, x[own], y[own], size=4.2, colour=colour, opacity=0.55)
         _dots(axes, x[chosen], y[chosen], size=7.5, colour=PAGE)
         _dots(axes, x[chosen], y[chosen], size=5, colour=INK)
+        for left, top, number, taken in zip(x.tolist(), y.tolist(), cluster.tolist(), chosen.tolist(), strict=True):
+            group = f"cluster {number}" if number >= 0 else "an example"
+            canvas.tell(axes, left, top, f"{group}, chosen" if taken else group)
         axes.set_title(shorten(title, 60), loc="left", fontsize=13, color=INK, pad=10)
         axes.axis("off")
         axes.set_aspect("equal", "datalim")

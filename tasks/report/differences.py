@@ -1,4 +1,5 @@
-"""What differs between two reports: each score of both, paired where samples align, and what was set differently."""
+"""What differs between two reports: each score of both, paired where samples align, every other measure, and what was
+set differently."""
 
 from __future__ import annotations
 
@@ -10,10 +11,14 @@ import numpy as np
 
 from longloom.tasks.report.formats import flat
 from longloom.tasks.report.intervals import Paired, paired
+from longloom.tasks.report.measures import Measure, measures
 from longloom.tasks.report.order import natural, rank
+from longloom.tasks.report.views import LOWER_IS_BETTER
 
 #: What makes two scores the same thing measured twice.
 KEY = ("suite", "task", "metric", "model", "policy", "retrieval")
+#: Below this p a difference is marked.
+SIGNIFICANT = 0.05
 
 Report = Mapping[str, Any]
 Scores = Sequence[Mapping[str, Any]]
@@ -28,6 +33,7 @@ class Difference:
         a, b: the scores; None where a run lacks it.
         samples: how many samples the paired comparison rests on; 0 without one.
         paired: b - a over the same samples, with interval and p; None where the samples do not align.
+        artifacts: the labels of the artifacts of a and of b; empty where a run lacks it or does not tell.
     """
 
     suite: str
@@ -40,11 +46,44 @@ class Difference:
     b: float | None
     samples: int
     paired: Paired | None
+    artifacts: tuple[str, str] = ("", "")
 
     @property
     def difference(self) -> float | None:
         """b - a of the scores as reported."""
         return None if self.a is None or self.b is None else self.b - self.a
+
+    @property
+    def verdict(self) -> str:
+        """Whether b is "better" or "worse", where the difference is unlikely to be chance."""
+        if self.paired is None or self.paired.p >= SIGNIFICANT:
+            return ""
+        return "better" if (self.paired.difference > 0) != (self.metric in LOWER_IS_BETTER) else "worse"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A measure that has no samples to pair, of both runs; None where a run lacks it."""
+
+    part: str
+    name: str
+    a: Measure | None
+    b: Measure | None
+
+    @property
+    def difference(self) -> float | None:
+        """b - a."""
+        return None if self.a is None or self.b is None else self.b.value - self.a.value
+
+    @property
+    def verdict(self) -> str:
+        """Whether b is "better" or "worse", where both have intervals and these do not overlap."""
+        a, b = self.a, self.b
+        if a is None or b is None or not a.better or a.low is None or a.high is None or b.low is None or b.high is None:
+            return ""
+        if a.low <= b.high and b.low <= a.high:
+            return ""
+        return "better" if (b.value > a.value) == (a.better == "higher") else "worse"
 
 
 @dataclass(frozen=True)
@@ -64,13 +103,15 @@ class Comparison:
 
     Attributes:
         titles: of a and b.
-        rows: every score that either has.
+        rows: every score that either has, those beyond the window by length.
+        measures: every other measure that either has.
         changes: parameters of the manifests that differ.
         sections: sections that only one has: name -> "a" or "b".
     """
 
     titles: tuple[str, str]
     rows: tuple[Difference, ...]
+    measures: tuple[Beside, ...]
     changes: tuple[Change, ...]
     sections: Mapping[str, str]
 
@@ -86,12 +127,17 @@ def compare(a: Report | Scores, b: Report | Scores) -> Comparison:
         ValueError: one of the two is neither, or a row lacks a part of its name; says which.
     """
     scores_a, scores_b = _scores(a, "a"), _scores(b, "b")
-    order = sorted(scores_a | scores_b, key=lambda key: (key[:3], rank(key[3]), rank(key[4]), natural(key[5])))
+    order = sorted(
+        scores_a | scores_b,
+        key=lambda key: (key[0], natural(key[1]), key[2], rank(key[3]), rank(key[4]), natural(key[5])),
+    )
+    measures_a, measures_b = (measures(run) if isinstance(run, Mapping) else {} for run in (a, b))
     settings_a, settings_b = _settings(a), _settings(b)
     alone = settings_a.keys() ^ settings_b.keys()
     return Comparison(
         titles=(_title(a, "a"), _title(b, "b")),
         rows=tuple(_difference(key, scores_a.get(key), scores_b.get(key)) for key in order),
+        measures=tuple(Beside(*key, measures_a.get(key), measures_b.get(key)) for key in measures_a | measures_b),
         changes=tuple(
             change
             for section in sorted(settings_a.keys() & settings_b.keys())
@@ -102,7 +148,7 @@ def compare(a: Report | Scores, b: Report | Scores) -> Comparison:
 
 
 def _scores(run: Report | Scores, name: str) -> dict[tuple[str, ...], Mapping[str, Any]]:
-    rows = run.get("evaluation", {}).get("scores", []) if isinstance(run, Mapping) else run
+    rows = [*run.get("evaluation", {}).get("scores", []), *_long(run)] if isinstance(run, Mapping) else run
     found: dict[tuple[str, ...], Mapping[str, Any]] = {}
     for row in rows:
         missing = [part for part in (*KEY, "score") if part not in (*row, "retrieval")]
@@ -112,6 +158,18 @@ def _scores(run: Report | Scores, name: str) -> dict[tuple[str, ...], Mapping[st
     if not rows and not (isinstance(run, Mapping) and "format" in run):
         raise ValueError(f"compare: run {name} is no report.json and holds no scores")
     return found
+
+
+def _long(report: Report) -> list[dict[str, Any]]:
+    """The scores of prompts beyond the window, each length a task of its own."""
+    return [
+        {
+            **row,
+            "suite": f"{row['suite']}, long",
+            "task": row["task"] if row["length"] is None else f"{row['task']} at {row['length']} tokens",
+        }
+        for row in report.get("long", [])
+    ]
 
 
 def _title(run: Report | Scores, name: str) -> str:
@@ -149,4 +207,5 @@ def _difference(key: tuple[str, ...], a: Mapping[str, Any] | None, b: Mapping[st
         b=None if b is None else b["score"],
         samples=len(samples_a) if both else 0,
         paired=both,
+        artifacts=((a or {}).get("section", ""), (b or {}).get("section", "")),
     )

@@ -80,7 +80,8 @@ class Evaluations:
 
     Attributes:
         scores: one dict per model, policy, retrieval (null: direct long context), suite, task and metric; `fixed` is
-            the score by the mended metric, null where there is none. Goes into report.json.
+            the score by the mended metric, null where there is none; `section` is the label of its artifact. Goes into
+            report.json.
         grids: needle results by length and depth, with the model's window (null: not known); goes into report.json.
         answers: (suite, task) -> sample -> {"references": [...], "answers": [{model, policy, prediction, score}]}; of
             direct long context alone.
@@ -121,7 +122,7 @@ def read_evaluations(folders: Mapping[str, Path]) -> Evaluations:
             row["policy"] = parts[3] if len(parts) > 3 else row["policy"]
             row["retrieval"] = parts[4] if len(parts) > 4 else retrieval
         for score in scores:
-            score["model"] = model
+            score |= {"model": model, "section": label}
             key = tuple(score[name] for name in IDENTITY if score[name] is not None)
             if owner.setdefault(key, label) != label:
                 raise ValueError(f"report: sections {owner[key]} and {label} both hold the score {'/'.join(key)}")

@@ -40,6 +40,11 @@ def position_curves(perplexity: dict[str, list[Numbers]], *, window: int | None)
             places = [(row["first"] + row["last"]) / 2 for row in rows]
             found = [row["perplexity"] for row in rows]
             axes.plot(places, found, color=colour, marker="o", markersize=3)
+            texts = (
+                f"{name}: {decimal(row['perplexity'], 3)}, tokens {integer(row['first'])} to {integer(row['last'])}"
+                for row in rows
+            )
+            canvas.tell_line(axes, places, found, texts)
             ends.append((name, colour, places[-1], found[-1]))
         if window is not None:
             axes.axvline(window, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))

@@ -3,6 +3,8 @@
 Figures are drawn in fixed hex colours, each of which is then replaced by a CSS variable of style.css (the hex stays as
 the fallback). Text stays text, so it takes the page's font, can be selected and is escaped by the SVG writer. One unit
 of the drawing is one CSS pixel. No pyplot, no global state, no ids or dates that vary between runs.
+
+What a figure's marks stand for goes with it as JSON in `data-points`; page.js tells it at the pointer and by the keys.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import html
 import io
+import json
+import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -70,6 +74,25 @@ _STYLE = {
 }
 
 
+@dataclass(frozen=True)
+class Told:
+    """What one mark stands for.
+
+    Attributes:
+        axes: that it stands in.
+        x, y: its middle, in their data's units.
+        text: that is told.
+        width, height: of a bar or a cell, in the same units; 0: a point.
+    """
+
+    axes: Axes
+    x: float
+    y: float
+    text: str
+    width: float
+    height: float
+
+
 @dataclass
 class Drawing:
     """A figure under way; `svg` is there once its `drawing` block has ended."""
@@ -78,12 +101,39 @@ class Drawing:
     width: int
     height: int
     svg: Markup = field(default_factory=Markup)
+    told: list[Told] = field(default_factory=list)
 
     def axes(self, *, left: int, right: int, top: int, bottom: int) -> Axes:
         """Axes with margins in pixels."""
         width, height = self.width, self.height
         box = (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
         return self.figure.add_axes(box)
+
+    def tell(self, axes: Axes, x: float, y: float, text: str, *, width: float = 0, height: float = 0) -> None:
+        """Says what stands at a place; in the order in which the arrow keys are to go through the figure."""
+        if math.isfinite(x) and math.isfinite(y):
+            self.told.append(Told(axes, x, y, text, width, height))
+
+    def tell_line(self, axes: Axes, x: Sequence[float], y: Sequence[float], texts: Iterable[str]) -> None:
+        """`tell` for every point of a line."""
+        for left, top, text in zip(x, y, texts, strict=True):
+            self.tell(axes, left, top, text)
+
+    def points(self) -> list[list[float | str]]:
+        """What was told, in pixels from the upper left: x, y, text and, of what has one, its extent."""
+        found: list[list[float | str]] = []
+        for one in self.told:
+            corners = [(one.x - one.width / 2, one.y - one.height / 2), (one.x + one.width / 2, one.y + one.height / 2)]
+            (left, low), (right, high) = one.axes.transData.transform(corners)
+            point: list[float | str] = [
+                round((left + right) / 2, 1),
+                round(self.height - (low + high) / 2, 1),
+                one.text,
+            ]
+            if one.width or one.height:
+                point += [round(abs(right - left), 1), round(abs(high - low), 1)]
+            found.append(point)
+        return found
 
 
 @contextmanager
@@ -98,10 +148,10 @@ def drawing(width: int, height: int, *, label: str) -> Iterator[Drawing]:
         yield canvas
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    canvas.svg = _inline(buffer.getvalue(), width, height, label)
+    canvas.svg = _inline(buffer.getvalue(), width, height, label, canvas.points())
 
 
-def _inline(svg: str, width: int, height: int, label: str) -> Markup:
+def _inline(svg: str, width: int, height: int, label: str, points: list[list[float | str]]) -> Markup:
     """The SVG element for HTML: no prolog, metadata or namespaces, ids of its own, CSS variables for colours."""
     body = svg[svg.index("<defs>") if "<defs>" in svg else svg.index("<g ") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
@@ -114,6 +164,10 @@ def _inline(svg: str, width: int, height: int, label: str) -> Markup:
     for colour, name in _VARIABLES.items():
         body = re.sub(rf"(fill|stroke): {colour}\b", rf"\g<1>: var(--{name}, {colour})", body)
     head = f'<svg class="plot" role="img" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    if points:
+        text = json.dumps(points, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        escaped = html.escape(text, quote=False).replace("'", "&#39;")  # in single quotes, as JSON's own are double
+        head += f" data-points='{escaped}'"
     return Markup(f'{head} aria-label="{html.escape(label)}">{body}')
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from longloom.evals.published import published
 from longloom.tasks.progress import Progress, silent
-from longloom.tasks.report.beyond import beyond_window
+from longloom.tasks.report.beyond import beyond_window, by_asked_length
 from longloom.tasks.report.breakdown import by_group, by_length
 from longloom.tasks.report.coreset import coreset_numbers, map_of
 from longloom.tasks.report.data import corpus_numbers, index_numbers
@@ -139,6 +139,8 @@ def gather(
     beyond = [*beyond_window(evaluations.measured), *beyond_window(long.measured)]
     if beyond:
         numbers["beyond"] = beyond
+    if long.scores:
+        numbers["long"] = by_asked_length(long.measured)
     numbers["manifests"] = {
         label: {name: manifest[name] for name in DETERMINISTIC if name in manifest}
         for label, manifest in sorted(manifests.items())

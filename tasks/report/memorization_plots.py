@@ -9,8 +9,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from longloom.tasks.report.figures import INK, MUTED, NEUTRAL, PAGE, SERIES, drawing
-from longloom.tasks.report.formats import shorten, tick
+from longloom.tasks.report.figures import INK, MUTED, NEUTRAL, PAGE, SERIES, Drawing, drawing
+from longloom.tasks.report.formats import decimal, shorten, tick
 from longloom.tasks.report.memorization import SIGNIFICANT, TASK_GRAM, models_of
 
 #: Panels side by side; of the width of the page.
@@ -47,7 +47,7 @@ def memorization_curves(numbers: Numbers) -> Markup:
                 top=_KEY + row * _HEIGHT + _ABOVE,
                 bottom=(down - 1 - row) * _HEIGHT + _BELOW,
             )
-            _panel(axes, [one for one in rows if one["task"] == task], models_of(numbers), sets, sizes, colours)
+            _panel(canvas, axes, [one for one in rows if one["task"] == task], models_of(numbers), sets, sizes, colours)
             axes.set_ylim(low - margin, high + margin)
             axes.set_title(shorten(task, width // 8), loc="left", fontsize=13, color=INK, pad=6)
             if not column:
@@ -58,6 +58,7 @@ def memorization_curves(numbers: Numbers) -> Markup:
 
 
 def _panel(
+    canvas: Drawing,
     axes: Axes,
     rows: Sequence[Numbers],
     models: Sequence[tuple[str, int]],
@@ -82,6 +83,9 @@ def _panel(
                 axes.vlines(place, row["low"], row["high"], color=colour, lw=1.4, alpha=0.55, zorder=1)
             face = colour if row["p"] < SIGNIFICANT else PAGE
             axes.plot(place, row["rho"], "o", ms=8, mfc=face, mec=colour, mew=1.8, zorder=3)
+            ends = "" if row["low"] is None else f" ({decimal(row['low'], 3)} to {decimal(row['high'], 3)})"
+            text = f"{row['model']} on {row['set']}, n = {row['n']}: {decimal(row['rho'], 3)}{ends}, p {row['p']:.2g}"
+            canvas.tell(axes, place, row["rho"], text)
     parameters = [size for _, size in models]
     axes.set_xlim(min(parameters) / 1.7, max(parameters) * 1.7)
     axes.set_xticks(parameters, [f"{shorten(name, 14)}\n{tick(size)}" for name, size in models])

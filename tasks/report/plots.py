@@ -23,7 +23,7 @@ from longloom.tasks.report.figures import (
     spread,
     token_axis,
 )
-from longloom.tasks.report.formats import decimal, in_bytes, integer, percent, shorten
+from longloom.tasks.report.formats import compact, decimal, in_bytes, integer, percent, shorten
 
 #: Beyond this share of the scale, the text of a heat map's cell is light.
 LIGHT_TEXT = 0.7
@@ -46,6 +46,9 @@ def source_bars(sources: Sequence[Numbers], other: Numbers | None) -> Markup:
         for position, (name, value) in enumerate(rows):
             _row_name(axes, position, name)
             axes.annotate(in_bytes(value), (value, position), (6, 0), textcoords="offset pixels", va="center")
+            share = value / max(1, sum(values))
+            text = f"{name}: {in_bytes(value)}, {percent(share)} of the text"
+            canvas.tell(axes, value / 2, position, text, width=value, height=0.62)
         axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, max([*values, 1])))
         axes.axis("off")
     return canvas.svg
@@ -66,7 +69,11 @@ def loss_curves(runs: Mapping[str, Numbers], colours: Mapping[str, str]) -> Mark
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_ylabel("loss (nats a token)")
         for name, run in runs.items():
-            axes.plot(run["curve"]["tokens"], run["curve"]["loss"], color=colours[name])
+            tokens, losses = run["curve"]["tokens"], run["curve"]["loss"]
+            axes.plot(tokens, losses, color=colours[name])
+            said = f"{shorten(name, 30)}: loss " if len(runs) > 1 else "loss "
+            texts = (f"{said}{decimal(y, 3)} at {compact(x)} tokens" for x, y in zip(tokens, losses, strict=True))
+            canvas.tell_line(axes, tokens, losses, texts)
         axes.margins(x=0.0 if len(runs) == 1 else 0.02)
         _name_ends(axes, runs, colours)
     return canvas.svg
@@ -100,6 +107,10 @@ def head_map(scores: Sequence[Sequence[float]], *, title: str) -> Markup:
     with drawing(width, height, label=f"{title} score by layer and head") as canvas:
         axes = canvas.axes(left=64, right=8, top=28, bottom=34)
         _heat(axes, scores, (lambda value: decimal(value, 2)) if written else None, top=1.0)
+        for layer, row in enumerate(scores):
+            for head, value in enumerate(row):
+                text = f"layer {layer}, head {head}: {title} {decimal(value, 3)}"
+                canvas.tell(axes, head, layer, text, width=1, height=1)
         axes.set_title(title, loc="left", fontsize=13, color=INK, pad=8)
         axes.set_xlabel("head", labelpad=1)
         _cell_ticks(axes, range(heads), [f"layer {layer}" for layer in range(layers)])
@@ -118,6 +129,10 @@ def needle_grid(grid: Numbers, *, title: str, top: float, digits: int, window: i
     with drawing(width, height, label=f"Needle scores of {title} by length and depth") as canvas:
         axes = canvas.axes(left=46, right=8, top=26 + above, bottom=48)
         _heat(axes, grid["scores"], lambda value: decimal(value, digits), top)
+        for row, (depth, values) in enumerate(zip(depths, grid["scores"], strict=True)):
+            for column, (length, value) in enumerate(zip(lengths, values, strict=True)):
+                text = f"{integer(length)} tokens, depth {depth:g}%: {decimal(value, digits + 1)}"
+                canvas.tell(axes, column, row, text, width=1, height=1)
         if above:
             axes.axvline(within - 0.5, color=INK, lw=1.6)
             axes.annotate(
@@ -144,9 +159,12 @@ def source_shares(
             chosen = [row["chosen"][name] / max(1, methods[name]["examples"]) for name in names]
             axes.hlines(position, min(share, *chosen), max(share, *chosen), color=RULE, lw=2.5, zorder=1)
             axes.vlines(share, position - 0.3, position + 0.3, color=NEUTRAL, lw=3, zorder=2)
+            source = shorten(row["source"] or "(none)", 32)
+            canvas.tell(axes, share, position, f"{source}: {percent(share)} of the pool", height=0.6)
             for name, value in zip(names, chosen, strict=True):
                 axes.plot(value, position, "o", ms=8, color=colours[name], zorder=3, clip_on=False)
-            _row_name(axes, position, shorten(row["source"] or "(none)", 32))
+                canvas.tell(axes, value, position, f"{source}: {percent(value)} of {name}’s choice")
+            _row_name(axes, position, source)
         axes.set(ylim=(len(sources) - 0.5, -0.5), yticks=[])
         axes.set_xlim(left=0)
         axes.grid(True, axis="x")
@@ -167,6 +185,11 @@ def cluster_bars(clusters: Sequence[Numbers], chosen_share: float, colour: str) 
         lower = canvas.axes(left=46, right=110, top=162, bottom=40)
         upper.bar(places, sizes, width=0.75, color=NEUTRAL)
         lower.bar(places, shares, width=0.75, color=colour)
+        for place, row in enumerate(clusters):
+            size, share = sizes[place], shares[place]
+            text = f"cluster {row['cluster']}: {integer(row['chosen'])} of {integer(size)} examples, {percent(share)}"
+            canvas.tell(upper, place, size / 2, text, width=0.75, height=size)
+            canvas.tell(lower, place, share / 2, text, width=0.75, height=share)
         lower.axhline(chosen_share, color=INK, lw=1, ls=(0, (4, 3)))
         lower.annotate(
             f"overall {percent(chosen_share)}", (1, chosen_share), (8, 0),

@@ -43,8 +43,11 @@ def condition_bars(sets: Mapping[str, Numbers]) -> Markup:
     with drawing(820, int(heights[-1]) + _ROW + 62, label=label) as canvas:
         axes = canvas.axes(left=230, right=70, top=16, bottom=46)
         axes.axvline(0.5, **_CHANCE)
-        for height, (_, condition, own) in zip(heights, rows, strict=True):
+        for height, (name, condition, own) in zip(heights, rows, strict=True):
             colour = _COLOURS[condition]
+            ends = "" if own["low"] is None else f" ({percent(own['low'])} to {percent(own['high'])})"
+            if own["value"] is not None:
+                canvas.tell(axes, own["value"], height, f"{name}, {NAMES[condition]}: {percent(own['value'])}{ends}")
             if own["low"] is not None:
                 axes.hlines(height, own["low"], own["high"], color=colour, lw=5, alpha=0.35)
             axes.plot([own["value"]], [height], "o", color=colour, ms=7)
@@ -95,6 +98,9 @@ def profile_curve(found: Numbers, *, title: str) -> Markup:
             handles += axes.plot(
                 apart, [point[name] for point in points], color=colour, marker=marker, ms=6.5, label=words
             )
+            for place, point in zip(apart, points, strict=True):
+                text = f"{words}, {point['k']} samples: {percent(point[name])}"
+                canvas.tell(axes, place, point[name], text)
         for name, words in (("ctx", "its own context"), ("nc", "no context")):
             axes.axhline(found[name], color=MUTED, lw=1.2, ls="-" if name == "ctx" else (0, (4, 3)), zorder=0)
             axes.annotate(

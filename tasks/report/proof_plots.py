@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from longloom.tasks.report.figures import INK, MUTED, NEUTRAL, drawing
+from longloom.tasks.report.figures import INK, MUTED, NEUTRAL, Drawing, drawing
 from longloom.tasks.report.formats import decimal, shorten
 from longloom.tasks.report.proof import ALL, UNTRAINED, YARDSTICK
 from longloom.tasks.report.proof_words import share_name
@@ -43,7 +43,7 @@ def proof_curve(numbers: Numbers) -> Markup:
         shares = sorted({row["share"] for row in numbers["rows"]})
         axes.set_xscale("log")
         axes.set_xlim(shares[0] / 1.25, shares[-1] * 1.25)
-        handles = [_draw(axes, numbers, method, place, len(methods)) for place, method in enumerate(methods)]
+        handles = [_draw(canvas, axes, numbers, method, place, len(methods)) for place, method in enumerate(methods)]
         _ends(axes, numbers)
         axes.set_xticks(shares, [share_name(share) for share in shares])
         axes.xaxis.set_minor_locator(NullLocator())
@@ -57,7 +57,7 @@ def proof_curve(numbers: Numbers) -> Markup:
     return canvas.svg
 
 
-def _draw(axes: Axes, numbers: Numbers, method: str, place: int, count: int) -> Line2D:
+def _draw(canvas: Drawing, axes: Axes, numbers: Numbers, method: str, place: int, count: int) -> Line2D:
     own = [row for row in numbers["rows"] if row["method"] == method]
     colour, marker = (INK, "o") if method == YARDSTICK else series_style(place)
     apart = _APART ** (place - (count - 1) / 2)
@@ -72,6 +72,12 @@ def _draw(axes: Axes, numbers: Numbers, method: str, place: int, count: int) -> 
     )
     style: Any = (0, (5, 3)) if method == YARDSTICK else "-"
     means = [row["loss"]["mean"] for row in own]
+    texts = (
+        f"{method} at {share_name(row['share'])}: {decimal(row['loss']['mean'], 4)}"
+        f" ({decimal(row['loss']['low'], 4)} to {decimal(row['loss']['high'], 4)} over seeds)"
+        for row in own
+    )
+    canvas.tell_line(axes, places, means, texts)
     return axes.plot(places, means, color=colour, marker=marker, ms=6.5, ls=style, label=shorten(method, 44))[0]
 
 

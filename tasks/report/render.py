@@ -1,4 +1,4 @@
-"""index.html: one self-contained page without script or network.
+"""index.html: one self-contained page that fetches nothing; its script is page.js.
 
 Jinja2 escapes whatever comes from data; the figures are inline SVG.
 """
@@ -6,11 +6,8 @@ Jinja2 escapes whatever comes from data; the figures are inline SVG.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from longloom.evals.published import SPREAD
@@ -36,12 +33,15 @@ from longloom.tasks.report.costs import cost_rows, seconds_of
 from longloom.tasks.report.evaluation import Evaluations
 from longloom.tasks.report.figures import INK, colours
 from longloom.tasks.report.gather import Gathered
+from longloom.tasks.report.links import Links
+from longloom.tasks.report.look import look
 from longloom.tasks.report.memorization import ASKED, INFINITY_GRAM, TASK_GRAM, memorization_lines, models_of
 from longloom.tasks.report.order import rank
 from longloom.tasks.report.retrieval_table import retrieval_lines
 from longloom.tasks.report.summary import summary
 from longloom.tasks.report.sweep import sweeps
 from longloom.tasks.report.sweep_table import SweepTable, sweep_tables
+from longloom.tasks.report.templates import environment
 from longloom.tasks.report.training import HEAD_SCORES
 from longloom.tasks.report.tuning import tuning_lines
 from longloom.tasks.report.views import (
@@ -57,13 +57,10 @@ from longloom.tasks.report.views import (
 from longloom.tasks.sources import page as explained_page
 from longloom.tasks.sources.page import pieces
 
-HERE = Path(__file__).parent
 #: The look of marked spans, the same as on the page of `explain`.
-MARKS = Markup((explained_page.HERE / "explain.css").read_text(encoding="utf-8"))
+MARKS = (explained_page.HERE / "explain.css").read_text(encoding="utf-8")
 #: Characters of a prediction or a reference that are shown.
 SHOWN_TEXT = 600
-#: Characters of a span that are shown in a table.
-SHOWN_SPAN = 84
 #: Stages in the order in which data passes through them.
 STAGES = (
     *("corpus", "tokenizer", "index", "model", "trace", "planted", "contamination", "explain"),
@@ -79,26 +76,17 @@ NO_EVALUATION: dict[str, list[Any]] = {"scores": [], "grids": [], "lengths": [],
 Numbers = dict[str, Any]
 
 
-def environment() -> Environment:
-    """Templates of this folder, autoescaped, with the formats as filters."""
-    found = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    for name in ("integer", "compact", "in_bytes", "duration", "percent", "decimal", "short_digest", "plain"):
-        found.filters[name] = getattr(formats, name)
-    found.filters["one_line"] = partial(formats.shorten, limit=SHOWN_SPAN)
-    found.globals["css"] = Markup((HERE / "style.css").read_text(encoding="utf-8"))
-    return found
-
-
 def page(gathered: Gathered) -> str:
     """The whole page for what was gathered."""
     numbers, evaluations, manifests = gathered.numbers, gathered.evaluations, gathered.manifests
     evaluation = numbers.get("evaluation", NO_EVALUATION)
     created = max((manifest.get("created", "") for manifest in manifests.values()), default="")
+    links = Links(sorted(manifests, key=_stage_rank), [*evaluations.scores, *gathered.long.scores])
     template = environment().get_template("page.html")
+    groups = links.sectioned(evaluation["groups"])
     text = template.render(
-        css=template.globals["css"] + MARKS,
+        look=look(more=MARKS),
+        links=links,
         numbers=numbers,
         title=numbers["title"],
         created=created[:16].replace("T", " "),  # the store writes ISO 8601 in UTC
@@ -119,9 +107,9 @@ def page(gathered: Gathered) -> str:
         copying=copy_table(numbers.get("model", {}).get("copy_accuracy", [])),
         evaluation=evaluation_table(evaluation["scores"]),
         any_fixed=any(row["fixed"] is not None for row in evaluation["scores"]),
-        lengths=length_table(evaluation["lengths"]),
-        groups=group_table(evaluation["groups"]),
-        task_groups=task_group_table(evaluation["groups"]),
+        lengths=length_table(links.sectioned(evaluation["lengths"])),
+        groups=group_table(groups),
+        task_groups=task_group_table(groups),
         kept=_kept(evaluations),
         beyond=[entry for found in (evaluations, gathered.long) for entry in _beyond(found)],
         retrieval=_retrieval(numbers.get("retrieval", []), evaluations.costs),
@@ -377,4 +365,8 @@ def _manifest(label: str, manifests: Mapping[str, Mapping[str, Any]]) -> Numbers
     fields = [
         (name, manifest[name]) for name in ("kind", "version", "key", "digest", "code", "created") if name in manifest
     ]
-    return {"label": label, "fields": fields, "groups": groups, "parents": parents, "seconds": manifest.get("seconds")}
+    place = f"artifacts/{manifest['kind']}/{manifest['key']}" if {"kind", "key"} <= manifest.keys() else ""
+    return {
+        "label": label, "place": place, "fields": fields, "groups": groups, "parents": parents,
+        "seconds": manifest.get("seconds"),
+    }  # fmt: skip

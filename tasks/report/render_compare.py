@@ -9,23 +9,30 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from markupsafe import Markup
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from longloom.tasks.report.differences import Change, Comparison, Difference
+from longloom.tasks.report.compare_plots import SHOWN, difference_bars
+from longloom.tasks.report.differences import Beside, Change, Comparison, Difference
 from longloom.tasks.report.formats import NOTHING, decimal, plain, signed
 from longloom.tasks.report.markdown import pipe_table, safe
-from longloom.tasks.report.render import environment
-from longloom.tasks.report.views import LOWER_IS_BETTER, score_digits
+from longloom.tasks.report.measures import Measure
+from longloom.tasks.report.templates import environment
+from longloom.tasks.report.views import score_digits
 
+#: Of differences in a terminal.
+_STYLES = {"better": "green", "worse": "red", "": ""}
 FORMS = ("table", "markdown", "json", "page")
-#: Below this p a difference is marked.
-SIGNIFICANT = 0.05
+#: Decimals of measures: losses and perplexities differ in the third.
+DIGITS = 3
 
 
-def render_compare(comparison: Comparison, form: str, *, width: int = 120, colour: bool = False) -> str:
+def render_compare(
+    comparison: Comparison, form: str, *, width: int = 120, colour: bool = False, pages: tuple[str, str] = ("", "")
+) -> str:
     """Writes a comparison.
 
     Args:
@@ -33,6 +40,7 @@ def render_compare(comparison: Comparison, form: str, *, width: int = 120, colou
         form: "table" (for a terminal), "markdown", "json" or "page" (HTML).
         width: of the table, in characters.
         colour: let the table use a terminal's colours.
+        pages: of both runs, for the page to link to; empty: not known.
 
     Raises:
         ValueError: another form.
@@ -42,31 +50,74 @@ def render_compare(comparison: Comparison, form: str, *, width: int = 120, colou
     if form == "markdown":
         return _markdown(comparison)
     if form == "json":
-        rows = [{**asdict(row), "difference": row.difference} for row in comparison.rows]
-        whole = {**asdict(comparison), "rows": rows}
+        told = {
+            name: [{**asdict(row), "difference": row.difference, "verdict": row.verdict} for row in rows]
+            for name, rows in (("rows", comparison.rows), ("measures", comparison.measures))
+        }
+        whole = {**asdict(comparison), **told}
         return json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     if form == "page":
         template = environment().get_template("compare.html")
-        lines = [_line(row, comparison.rows) for row in comparison.rows]
-        return template.render(title="Two runs compared", comparison=comparison, lines=lines, setting=_setting) + "\n"
+        text = template.render(
+            title="Two runs compared",
+            comparison=comparison,
+            pages=pages,
+            lines=[_line(row, comparison.rows) for row in comparison.rows],
+            figures=_figures(comparison.rows),
+            shown=SHOWN,
+            measures=[_measure(row) for row in comparison.measures],
+            setting=_setting,
+        )
+        return text + "\n"
     raise ValueError(f"compare: unknown form {form!r}; known: {', '.join(FORMS)}")
 
 
 def _line(row: Difference, rows: Sequence[Difference]) -> dict[str, Any]:
-    """One row written out; `verdict` is "better" or "worse" for b where the difference is unlikely to be chance."""
-    digits = score_digits(value for other in rows if other.suite == row.suite for value in (other.a, other.b))
-    found: dict[str, Any] = {name: getattr(row, name) for name in ("suite", "task", "metric", "model", "policy")}
+    """One row written out."""
+    digits = _digits(row.suite, rows)
+    names = ("suite", "task", "metric", "model", "policy", "verdict", "artifacts")
+    found: dict[str, Any] = {name: getattr(row, name) for name in names}
     found["policy"] = " · ".join(filter(None, (row.policy, row.retrieval)))
     found |= {"a": decimal(row.a, digits), "b": decimal(row.b, digits)}
     found |= {"difference": signed(row.difference, digits), "samples": str(row.samples or NOTHING)}
-    found |= {"interval": NOTHING, "p": NOTHING, "verdict": ""}
+    found |= {"interval": NOTHING, "p": NOTHING}
     if row.paired:
         found["interval"] = f"{signed(row.paired.low, digits)} to {signed(row.paired.high, digits)}"
         found["p"] = "< 0.001" if row.paired.p < 0.001 else f"{row.paired.p:.3f}"
-        if row.paired.p < SIGNIFICANT:
-            better = (row.paired.difference > 0) != (row.metric in LOWER_IS_BETTER)
-            found["verdict"] = "better" if better else "worse"
     return found
+
+
+def _digits(suite: str, rows: Sequence[Difference]) -> int:
+    """Decimals of a suite's scores."""
+    return score_digits(value for row in rows if row.suite == suite for value in (row.a, row.b))
+
+
+def _figures(rows: Sequence[Difference]) -> dict[str, Markup]:
+    """The picture of each suite that has one."""
+    suites = dict.fromkeys(row.suite for row in rows)
+    found = {
+        suite: difference_bars([row for row in rows if row.suite == suite], digits=_digits(suite, rows))
+        for suite in suites
+    }
+    return {suite: svg for suite, svg in found.items() if svg}
+
+
+def _measure(row: Beside) -> dict[str, Any]:
+    """One measure written out."""
+    found: dict[str, Any] = {"part": row.part, "name": row.name, "verdict": row.verdict}
+    found |= {"a": _value(row.a), "b": _value(row.b), "difference": signed(row.difference, DIGITS)}
+    found |= {"interval_a": _interval(row.a), "interval_b": _interval(row.b)}
+    return {**found, "artifacts": (row.a.section if row.a else "", row.b.section if row.b else "")}
+
+
+def _value(measure: Measure | None) -> str:
+    return decimal(None if measure is None else measure.value, DIGITS)
+
+
+def _interval(measure: Measure | None) -> str:
+    if measure is None or measure.low is None or measure.high is None:
+        return ""
+    return f"{decimal(measure.low, DIGITS)} to {decimal(measure.high, DIGITS)}"
 
 
 def _setting(change: Change, side: str) -> str:
@@ -83,6 +134,9 @@ def _table(comparison: Comparison, width: int, colour: bool) -> str:
     console.print(Text(f"a: {a}\nb: {b}"))
     if comparison.rows:
         console.print(_scores_table(comparison.rows))
+    moved = [row for row in comparison.measures if row.difference]
+    if moved:
+        console.print(_measures_table(moved))
     if comparison.changes:
         changes = Table(box=SIMPLE_HEAD, header_style="bold")
         for name in ("section", "parameter", "a", "b"):
@@ -106,6 +160,11 @@ def _markdown(comparison: Comparison) -> str:
         header = ["suite", "task", "metric", "model", "policy", "a", "b", "b - a", "95% interval", "p", "samples"]
         rows = [[safe(_line(row, comparison.rows)[name]) for name in names] for row in comparison.rows]
         blocks += ["## Scores", pipe_table(header, rows, left=5)]
+    if comparison.measures:
+        header = ["", "measure", "a", "a's interval", "b", "b's interval", "b - a"]
+        columns = ("part", "name", "a", "interval_a", "b", "interval_b", "difference")
+        rows = [[safe(_measure(row)[name]) for name in columns] for row in comparison.measures]
+        blocks += ["## Other measures", pipe_table(header, rows, left=2)]
     changes = [
         [safe(text) for text in (change.section, change.parameter, _setting(change, "a"), _setting(change, "b"))]
         for change in comparison.changes
@@ -122,7 +181,6 @@ def _scores_table(rows: Sequence[Difference]) -> Table:
         table.add_column(name, overflow="fold")
     for name in ("a", "b", "b - a", "95% interval", "p", "samples"):
         table.add_column(name, justify="right", no_wrap=True)
-    styles = {"better": "green", "worse": "red", "": ""}
     metrics = Counter((row.suite, row.task, row.model, row.policy, row.retrieval) for row in rows)
     previous = rows[0].suite
     for row in rows:
@@ -132,6 +190,20 @@ def _scores_table(rows: Sequence[Difference]) -> Table:
         previous = row.suite
         several = metrics[row.suite, row.task, row.model, row.policy, row.retrieval] > 1
         names = [row.suite, f"{row.task} {row.metric}" if several else row.task, row.model, line["policy"]]
-        difference = Text(line["difference"], style=styles[line["verdict"]])
+        difference = Text(line["difference"], style=_STYLES[line["verdict"]])
         table.add_row(*map(Text, names), line["a"], line["b"], difference, line["interval"], line["p"], line["samples"])
+    return table
+
+
+def _measures_table(rows: Sequence[Beside]) -> Table:
+    """The measures that differ."""
+    table = Table(box=SIMPLE_HEAD, header_style="bold")
+    for name in ("", "measure"):
+        table.add_column(name, overflow="fold")
+    for name in ("a", "b", "b - a"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        line = _measure(row)
+        difference = Text(line["difference"], style=_STYLES[row.verdict])
+        table.add_row(Text(row.part), Text(row.name), line["a"], line["b"], difference)
     return table

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from longloom.tasks.report.figures import INK, NEUTRAL, SERIES, drawing, spread
-from longloom.tasks.report.formats import decimal, shorten, tick
+from longloom.tasks.report.formats import decimal, integer, shorten, tick
 from longloom.tasks.report.retrieval import line_name
 from longloom.tasks.report.views import score_digits
 
@@ -55,13 +55,18 @@ def retrieval_curves(comparison: Numbers) -> Markup:
         handles = []
         for position, (name, points) in enumerate(lines.items()):
             colour, marker = series_style(position)
-            handles += axes.plot(
-                *zip(*sorted(points), strict=True), color=colour, marker=marker, ms=6.5, label=shorten(name, 44)
-            )
-        for position, (_, score, tokens) in enumerate(direct):
+            tokens_of, scores_of = zip(*sorted(points), strict=True)
+            handles += axes.plot(tokens_of, scores_of, color=colour, marker=marker, ms=6.5, label=shorten(name, 44))
+            for amount, score in sorted(points):
+                canvas.tell(
+                    axes, amount, score, f"{name}: {decimal(score, digits)} with {integer(amount)} prompt tokens"
+                )
+        for position, (policy, score, tokens) in enumerate(direct):
             axes.axhline(score, color=_direct_colour(position), lw=1.4, ls=(0, (4, 3)), zorder=1)
             if tokens is not None:
                 axes.plot([tokens], [score], "o", ms=8, mfc="none", mew=1.8, color=_direct_colour(position))
+                text = f"direct, {policy}: {decimal(score, digits)} with {integer(tokens)} prompt tokens"
+                canvas.tell(axes, tokens, score, text)
         magnitude_axis(axes, tick)
         axes.set_xlabel("prompt tokens, mean over samples")
         _name_direct(axes, direct, digits)

@@ -12,11 +12,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from longloom.tasks.report.figures import INK, NEUTRAL, drawing
-from longloom.tasks.report.formats import byte_tick, shorten
+from longloom.tasks.report.formats import byte_tick, decimal, in_bytes, milliseconds, shorten
 from longloom.tasks.report.order import natural
 from longloom.tasks.report.plots import LOG_RATIO
 from longloom.tasks.report.score_plots import KEY_HEIGHT, key, key_rows, magnitude_axis, score_axis, series_style
 from longloom.tasks.report.sweep import YARDSTICK, family
+from longloom.tasks.report.views import score_digits
 
 #: What a panel runs along -> its name, and how its ticks are written.
 _AMOUNTS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -77,12 +78,16 @@ def sweep_curves(sweep: Numbers, styles: Mapping[str, Style]) -> Markup:
     top = 16 + KEY_HEIGHT * key_rows([*lines, *([yardstick] if full else [])])
     width = len(panels) * (_BEFORE + _PANEL) + _AFTER
     label = f"Mean score on {sweep['suite']} against KV cache and decode time, {sweep['model']}"
+    digits = score_digits(row["score"] for row in rows)
     with drawing(width, 274 + top, label=label) as canvas:
         for position, amount in enumerate(panels):
             left = _BEFORE + position * (_BEFORE + _PANEL)
             axes = canvas.axes(left=left, right=width - left - _PANEL, top=top, bottom=46)
             score_axis(axes)
             _draw(axes, amount, lines, full, styles)
+            for row in rows:
+                if row[amount] is not None:
+                    canvas.tell(axes, row[amount], row["score"], _said(row, decimal(row["score"], digits)))
             if position == 0:
                 heights = axes.get_ylim()
                 handles = [Line2D([], [], **_look(styles[name]), label=shorten(name, 44)) for name in lines]
@@ -114,6 +119,13 @@ def _draw(
     else:
         magnitude_axis(axes, write)
     axes.set_xlabel(name)
+
+
+def _said(row: Numbers, score: str) -> str:
+    """A policy's score and what it costs."""
+    costs = [f"cache {in_bytes(row['bytes'])}" if row["bytes"] is not None else ""]
+    costs.append(f"{milliseconds(row['seconds'])} a token" if row["seconds"] is not None else "")
+    return ", ".join(filter(None, (f"{row['policy']}: {score}", *costs)))
 
 
 def _look(style: Style) -> dict[str, Any]:

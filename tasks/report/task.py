@@ -1,7 +1,9 @@
-"""Prefect tasks of the report, of the comparison of two reports and of the proof of coresets."""
+"""Prefect tasks of the report, of comparing two reports and of the proof of coresets; and the store's start page."""
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 from longloom.storage.refs import ArtifactRef
@@ -10,7 +12,7 @@ from longloom.storage.store import Store
 from longloom.tasks.stage import Work, stage
 
 
-@stage("report", version=6)
+@stage("report", version=7)
 def _report(work: Work, *, title: str) -> Stats:
     from longloom.tasks.report.build import build
 
@@ -18,11 +20,12 @@ def _report(work: Work, *, title: str) -> Stats:
     return build(work.inputs, manifests, work.out, title=title, progress=work.progress)
 
 
-@stage("compare", version=2)
+@stage("compare", version=3)
 def _compare(work: Work) -> Stats:
     from longloom.tasks.report.compare import build
 
-    return build(work.inputs["first"], work.inputs["second"], work.out)
+    pages = [f"../../../{work.refs[name].uri}/index.html" for name in ("first", "second")]  # as seen from its own
+    return build(work.inputs["first"], work.inputs["second"], work.out, pages=(pages[0], pages[1]))
 
 
 @stage("proof", version=1)
@@ -45,3 +48,16 @@ def compare(store: Store, first: ArtifactRef, second: ArtifactRef) -> ArtifactRe
 def proof(store: Store, heldout: list[ArtifactRef], *, arms: list[dict[str, Any]]) -> ArtifactRef:
     """The held-out losses of many trainings in one table, with what they say of each selection method."""
     return _proof(store, {str(number): ref for number, ref in enumerate(heldout)}, arms=arms)
+
+
+def start_page(store: Store) -> Path:
+    """Writes the page that lists the store's runs with their reports, `<store>/index.html`."""
+    from longloom.tasks.report.start import write_start
+
+    return write_start(store)
+
+
+def renew_start_page(store: Store) -> None:
+    """`start_page` at the end of a run, which does not fail for it: everything else has been published."""
+    with contextlib.suppress(OSError):
+        start_page(store)

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
 from longloom.tasks.report.figures import drawing, token_axis
+from longloom.tasks.report.formats import compact, shorten
 from longloom.tasks.report.plots import LOG_RATIO
 
 Numbers = dict[str, Any]
@@ -35,6 +36,11 @@ def schedule_curves(runs: Mapping[str, Numbers], colours: Mapping[str, str]) -> 
             for run, curve in told.items():
                 values = [float("nan") if value is None else value for value in curve[name]]
                 axes.plot(curve["tokens"], values, color=colours[run], lw=1.2)
+                said = f"{shorten(run, 30)}: {title} " if len(told) > 1 else f"{title} "
+                pairs = zip(curve["tokens"], values, strict=True)
+                canvas.tell_line(
+                    axes, curve["tokens"], values, (f"{said}{y:.3g} at {compact(x)} tokens" for x, y in pairs)
+                )
             axes.set_ylim(bottom=0)
             axes.margins(x=0.0 if len(told) == 1 else 0.02)
     return canvas.svg

@@ -39,12 +39,13 @@ Column = tuple[str, str]
 
 @dataclass
 class Cell:
-    """One score of the evaluation table, written out."""
+    """One score of the evaluation table, written out; `section` is the label of its artifact, where that is one."""
 
     score: str
     interval: str = ""
     best: bool = False
     notes: tuple[str, ...] = ()
+    section: str = ""
 
 
 @dataclass
@@ -159,7 +160,7 @@ def _row(task: str, metric: str, cells: dict[Column, Numbers], columns: list[Col
             continue
         interval = "" if row["low"] is None else f"{decimal(row['low'], digits)}–{decimal(row['high'], digits)}"
         notes = (*_fixed(row, digits), *_notes(row, differing))
-        written.append(Cell(decimal(row["score"], digits), interval, notes=notes))
+        written.append(Cell(decimal(row["score"], digits), interval, notes=notes, section=row.get("section", "")))
     mark_best(written, [cells.get(column, {}).get("score") for column in columns], metric)
     first = next(iter(cells.values()))
     samples = "" if "samples" in differing else integer(first["samples"])
@@ -170,7 +171,11 @@ def _mean_row(rows: dict[tuple[str, str], dict[Column, Numbers]], columns: list[
     if len(rows) < 2:
         return None
     means = suite_means([row for cells in rows.values() for row in cells.values()], _suite_of(rows))
-    cells = [Cell(decimal(means[column], digits)) if column in means else None for column in columns]
+    sections = {column: row.get("section", "") for cells in rows.values() for column, row in cells.items()}
+    cells = [
+        Cell(decimal(means[column], digits), section=sections[column]) if column in means else None
+        for column in columns
+    ]
     mark_best(cells, [means.get(column) for column in columns], "")
     return Row("mean", f"{len(rows)} tasks", cells)
 

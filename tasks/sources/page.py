@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
-import longloom.tasks.report as report
+from longloom.tasks.report import look as report
 
 HERE = Path(__file__).parent
 #: Strengths of a mark: the rarest third of the spans, the next, the rest. The page's colours have as many.
@@ -27,18 +26,17 @@ class Piece(NamedTuple):
 
 def page(explained: Sequence[dict[str, Any]]) -> str:
     """The whole page for what `explain.build` found."""
-    look = Path(report.__file__).parent
     environment = Environment(
-        loader=FileSystemLoader([HERE, look]),
+        loader=FileSystemLoader([HERE, report.HERE]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    css = (look / "style.css").read_text(encoding="utf-8") + (HERE / "explain.css").read_text(encoding="utf-8")
+    own = (HERE / "explain.css").read_text(encoding="utf-8")
     template = environment.get_template("explain.html")
     texts = [{**one, "pieces": pieces(one), "levels": _levels(len(one["spans"]))} for one in explained]
-    return template.render(title="What stands in the corpus", css=Markup(css), texts=texts) + "\n"
+    return template.render(title="What stands in the corpus", look=report.look(more=own), texts=texts) + "\n"
 
 
 def pieces(one: dict[str, Any]) -> list[Piece]:

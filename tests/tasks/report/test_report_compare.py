@@ -150,7 +150,7 @@ def test_stage_writes_every_form(first, second, tmp_path):
     for out in ("one", "two"):
         (tmp_path / out).mkdir()
         stats = build_comparison(tmp_path / "first", tmp_path / "second", tmp_path / out)
-    assert stats.counts == {"scores": 32, "parameters": 4}
+    assert stats.counts == {"scores": 32, "measures": 4, "parameters": 4}
     names = {path.name for path in (tmp_path / "one").iterdir()}
     assert names == {"compare.json", "compare.md", "compare.txt", "index.html"}
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
