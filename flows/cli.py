@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
-from longloom.flows import cli_coreset, cli_corpus, cli_preference, cli_training
+from longloom.flows import cli_coreset, cli_corpus, cli_preference, cli_replicate, cli_training
 from longloom.flows.command import Flat, Json, Store, Tracebacks, begin, show
 from longloom.flows.params import (
     DEFAULT_STORE,
@@ -23,6 +23,7 @@ from longloom.flows.params import (
     RetrievalParams,
 )
 from longloom.flows.params_pipeline import PipelineIndexParams, PipelineParams
+from longloom.storage.remote import StoreUnreachable
 
 EvaluatedModel = Annotated[
     str,
@@ -70,14 +71,14 @@ def pipeline(
     json: Json = False,
 ) -> None:
     """Run corpus, index, model, instructions, coreset, fine-tuning, evaluation and report, or a part of them."""
-    begin(store)
+    begin(store, "torch", "pyarrow.parquet")
     from longloom.flows.pipeline import pipeline as flow
     from longloom.flows.show import show_pipeline
 
     show_pipeline(flow(params, store=store), store, as_json=json)
 
 
-for module in (cli_training, cli_corpus):
+for module in (cli_training, cli_corpus, cli_replicate):
     for registered in module.COMMANDS:
         app.command(registered)
 app.command(cli_coreset.chosen)
@@ -93,7 +94,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Evaluate a model on a long-context suite, or on any task of lm-eval, under KV policies or behind an endpoint."""
-    begin(store)
+    begin(store, "torch", "pyarrow.parquet")
     from longloom.flows.evaluate import evaluate as flow
     from longloom.flows.show import show_evaluations
 
@@ -110,7 +111,7 @@ def rag(
     json: Json = False,
 ) -> None:
     """Evaluate a model with whole contexts and with what is retrieved of them: chunkings, rankings, k and orders."""
-    begin(store)
+    begin(store, "torch", "pyarrow.parquet")
     from longloom.flows.rag import rag as flow
     from longloom.flows.show import show_evaluations
 
@@ -185,25 +186,32 @@ def compare(first: str, second: str = "latest", *, store: Store = DEFAULT_STORE,
         first: Id of a run, the beginning of one, or latest.
         second: The same of the other.
     """
-    begin(store)
-    from longloom.flows.compare import compare as flow
+    from longloom.flows.compared import compared
     from longloom.flows.show import show_comparison
+    from longloom.storage.store import Store
 
-    show_comparison(flow(first, second, store=store), store, as_json=json)
+    show_comparison(compared(Store(store), first, second), store, as_json=json)
 
 
 @app.command
-def runs(*, limit: int = 20, store: Store = DEFAULT_STORE, json: Json = False) -> None:
+def runs(
+    *,
+    limit: int = 20,
+    html: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    store: Store = DEFAULT_STORE,
+    json: Json = False,
+) -> None:
     """List the runs of a store, newest first.
 
     Args:
         limit: Runs to list.
+        html: Also write the store's start page, as longloom pipeline and longloom report do, and say where it lies.
     """
     from longloom.flows.show import show_runs
 
     if limit < 1:
         raise ValueError(f"--limit {limit}: too small, expected at least 1 run")
-    show_runs(store, limit, as_json=json)
+    show_runs(store, limit, html=html, as_json=json)
 
 
 @app.command
@@ -312,9 +320,16 @@ def describe(error: BaseException) -> tuple[str, int]:
     text = " ".join(str(error).split()) or type(error).__name__
     if (isinstance(error, OSError) and error.errno in _NO_ROOM) or "No space left on device" in text:
         return f"disk full: {getattr(error, 'filename', None) or text}; nothing was published", 2
+    if "parameters must be less than" in text:  # Prefect's server, in the middle of a long answer
+        return (
+            "the parameters are larger than 512 KB, the most that Prefect's server takes; give a folder in place of"
+            " its files",
+            2,
+        )
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}", 2
-    if isinstance(error, CycloptsError | ValueError | FileNotFoundError | PermissionError | IsADirectoryError):
+    mended = (CycloptsError, ValueError, FileNotFoundError, PermissionError, IsADirectoryError, StoreUnreachable)
+    if isinstance(error, mended):
         return text, 2
     return f"{type(error).__name__}: {text} (run again with --debug for the traceback)", 1
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-Store = Annotated[str, Parameter(help="Folder of the artifacts.")]
+Store = Annotated[str, Parameter(help="Folder of the artifacts, or an address of object storage: s3://BUCKET/PREFIX.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="Print one JSON object.")]
 Flat = Parameter(name="*")
 
@@ -17,8 +17,13 @@ class Tracebacks:
     shown = False
 
 
-def begin(store: str) -> None:
-    """Makes ready for flows; must come before the first import of one."""
+def begin(store: str, *imports: str) -> None:
+    """Makes ready for flows; must come before the first import of one.
+
+    Args:
+        store: of the command.
+        imports: slow modules that the flow will need, for the time that Prefect's server takes to start.
+    """
     from longloom.flows.runtime import prepare, quiet, start_server
     from longloom.storage.store import Store
 
@@ -26,7 +31,7 @@ def begin(store: str) -> None:
     prepare(store)
     if not Tracebacks.shown:
         quiet()
-    start_server()
+    start_server(*imports)
 
 
 def show(value: object, as_json: bool) -> None:

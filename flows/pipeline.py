@@ -27,7 +27,7 @@ from longloom.tasks.coreset.task import check_methods
 from longloom.tasks.corpus.task import make_records, read_corpus, read_instructions
 from longloom.tasks.longcontext.task import known_policies
 from longloom.tasks.ngrams.task import build_index
-from longloom.tasks.report.task import report
+from longloom.tasks.report.task import renew_start_page, report
 from longloom.tasks.training.task import finetune
 
 #: Characters of the contexts of derived evaluation records: within the demo model's window of 1,024 tokens.
@@ -62,6 +62,7 @@ def pipeline(params: PipelineParams = PipelineParams(), store: str = DEFAULT_STO
     stages = _Range(store, params.from_stage, params.until_stage)
     with RunLog(stages.stores[0], "pipeline", params.model_dump()) as log:
         _run(params, stages, log)
+    renew_start_page(stages.stores[0])
     return log.run.stages
 
 
@@ -76,7 +77,7 @@ def _run(params: PipelineParams, stages: _Range, log: RunLog) -> None:
     if tokenizer is not None:
         log.add("tokenizer", tokenizer)
     options = params.index
-    how = options.model_dump(include={"threads", "memory_gib", "shard_tokens", "dask"})
+    how = options.model_dump(include={"threads", "memory_gib", "shard_tokens", "workers"})
     index = log.add("index", build_index(place, corpus, tokenizer, **how))
     if not stages.has("model"):
         return

@@ -62,6 +62,29 @@ class _Trainings:
         self.arms.append(arm)
 
 
+def proof_of(
+    store: Store, log: RunLog, pool: ArtifactRef, network: ArtifactRef, params: ProveParams
+) -> dict[str, ArtifactRef]:
+    """The proof on this pool and model, and with it what the report shows of it; all trainings go to the log."""
+    options = {"share": params.held_out, "seed": params.split_seed}
+    train = log.add("train", split(store, pool, part="train", **options))
+    held_out = log.add("held-out", split(store, pool, part="held-out", **options))
+    trainings = _Trainings(store, log, network, train, held_out, params)
+    trainings.untrained()
+    shown: dict[str, ArtifactRef] = {}
+    main = min(params.shares, key=lambda share: abs(share - SHOWN_SHARE))
+    for seed in range(params.seeds):
+        for share in params.shares:
+            chosen = coresets_of(store, log, network, train, _asked(params, share, seed), part=f"/{share:g}/{seed}")
+            for method, coreset in chosen.items():
+                trainings.add(method, share, seed, coreset)
+                if (share, seed) == (main, 0):
+                    shown[f"coreset/{method}"] = coreset
+        trainings.add("all", 1.0, seed, None)
+    proof = log.add("proof", prove_task(store, trainings.judged, arms=trainings.arms))
+    return {"instructions": train, "held-out": held_out, **shown, "proof": proof}
+
+
 @flow(name="prove", flow_run_name="prove-{model.source}")
 def prove(
     instructions: InstructionsParams = InstructionsParams(),  # noqa: B008 (frozen; Prefect shows it as the form's default)
@@ -75,29 +98,11 @@ def prove(
     given = {"instructions": instructions.model_dump(), "model": model.model_dump(), "prove": prove.model_dump()}
     with RunLog(place, "prove", given) as log:
         pool = log.add("instructions", read_instructions(place, **instructions.model_dump()))
-        options = {"share": prove.held_out, "seed": prove.split_seed}
-        train = log.add("train", split(place, pool, part="train", **options))
-        held_out = log.add("held-out", split(place, pool, part="held-out", **options))
         network = log.add("model", model_of(place, model, None, None))
-
-        trainings = _Trainings(place, log, network, train, held_out, prove)
-        trainings.untrained()
-        shown: dict[str, ArtifactRef] = {}
-        main = min(prove.shares, key=lambda share: abs(share - SHOWN_SHARE))
-        for seed in range(prove.seeds):
-            for share in prove.shares:
-                chosen = coresets_of(place, log, network, train, _asked(prove, share, seed), part=f"/{share:g}/{seed}")
-                for method, coreset in chosen.items():
-                    trainings.add(method, share, seed, coreset)
-                    if (share, seed) == (main, 0):
-                        shown[f"coreset/{method}"] = coreset
-            trainings.add("all", 1.0, seed, None)
-        proof = log.add("proof", prove_task(place, trainings.judged, arms=trainings.arms))
-
-        sections = {"instructions": train, "held-out": held_out, **shown, "proof": proof}
+        sections = proof_of(place, log, pool, network, prove)
         page = log.add("report", report(place, sections, title="longloom: proof of coresets"))
         publish_report(place, page, key="prove")
-    return {"proof": proof, "report": page}
+    return {"proof": sections["proof"], "report": page}
 
 
 def _asked(params: ProveParams, share: float, seed: int) -> CoresetParams:

@@ -9,6 +9,7 @@ from longloom.flows.params import DEFAULT_STORE
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import get_run
 from longloom.storage.store import Store
+from longloom.tasks.report.task import renew_start_page
 from longloom.tasks.report.task import report as report_task
 
 
@@ -22,4 +23,5 @@ def report(run: str = "latest", store: str = DEFAULT_STORE) -> ArtifactRef:
         raise ValueError(f"run {found.id} ({found.flow}, {found.state}): has no artifacts to report on")
     ref = found.stages.get("report") or report_task(place, sections, title=f"longloom: {found.flow} {found.id}")
     publish_report(place, ref, key=found.flow)
+    renew_start_page(place)
     return ref

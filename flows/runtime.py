@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import functools
+import importlib
+import importlib.metadata
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock
+
+from longloom.storage.remote import local_folder
 
 #: Set unless the user set them. Telemetry is off in what we start; a cold ephemeral database takes 20-27 s to come up,
 #: more than Prefect's patience.
@@ -21,6 +32,15 @@ _DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
+#: The server of one run: what `prefect.server.api.server.SubprocessASGIServer` sets, and no blocks. Those take a second
+#: each time, no run needs them, and a server that is there to stay (`longloom ui`) registers them.
+_SERVER = {
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+    "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+    "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
+}
 
 
 def prepare(store: str | Path) -> None:
@@ -30,13 +50,13 @@ def prepare(store: str | Path) -> None:
     server or a profile of the user's own is left alone.
 
     Args:
-        store: the store's folder.
+        store: the store's folder or address.
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     own = "PREFECT_API_URL" in os.environ or (Path.home() / ".prefect" / "profiles.toml").exists()
     if not own:
-        home = Path(os.environ.setdefault("PREFECT_HOME", str(Path(store).expanduser().absolute() / "prefect")))
+        home = Path(os.environ.setdefault("PREFECT_HOME", str(local_folder(store) / "prefect")))
         home.mkdir(parents=True, exist_ok=True)  # SQLite opens a file, not the folders above it
 
 
@@ -56,26 +76,101 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
-def start_server() -> None:
-    """Starts the server that Prefect would start for a run, unless one of the user's own is set.
+def start_server(*imports: str) -> None:
+    """Starts the server that Prefect would start for a run, unless one of the user's own is set; and imports Prefect.
+
+    Prefect starts its server within the first call of a flow, and imports all of it into this process as well. Here it
+    starts first, and what a run needs is imported while it does: half the time of a run that has nothing to do.
 
     In a process group of its own: a Ctrl-C goes to every process of the terminal's group, and Prefect waits for minutes
-    for a server that has gone before the run could tell it about its end. Prefect stops it when this process exits; on
-    Linux the kernel does where this process is killed. Call it from the main thread, whose death the kernel goes by.
+    for a server that has gone before the run could tell it about its end. It is stopped when this process exits; on
+    Linux the kernel does that where this process is killed. Call it from the main thread, whose death the kernel goes
+    by, after `prepare`.
+
+    Args:
+        imports: modules that the run will need, slow ones.
+
+    Raises:
+        RuntimeError: the server ended, or did not answer in time.
     """
-    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED
+    server = None if _may_be_configured() else _Server()
+    for name in ("prefect.artifacts", "prefect.flow_engine", "prefect.task_engine", *imports):
+        importlib.import_module(name)
+    if server is None:
+        from prefect.context import refresh_global_settings_context
+        from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, get_current_settings
 
-    if PREFECT_API_URL.value() or not PREFECT_SERVER_EPHEMERAL_ENABLED.value():
-        return
-    from prefect.server.api.server import SubprocessASGIServer
+        if PREFECT_API_URL.value() or not PREFECT_SERVER_EPHEMERAL_ENABLED.value():
+            return
+        os.environ.update(get_current_settings().to_environment_variables(exclude_unset=True))  # of a profile
+        server = _Server()
+        refresh_global_settings_context()
+    server.wait()
 
-    ordinary = subprocess.Popen
-    die_too = _die_with_parent() if sys.platform == "linux" else None
-    subprocess.Popen = functools.partial(ordinary, process_group=0, preexec_fn=die_too)  # type: ignore[assignment, misc]
-    try:
-        SubprocessASGIServer().start()
-    finally:
-        subprocess.Popen = ordinary  # type: ignore[misc]
+
+def _may_be_configured() -> bool:
+    """Whether anything could tell Prefect of a server; to ask Prefect itself takes a second."""
+    if any(os.environ.get(name) for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")):
+        return True
+    if "PREFECT_HOME" not in os.environ or any(name.endswith("_EPHEMERAL_ENABLED") for name in os.environ):
+        return True
+    files = (Path(os.environ["PREFECT_HOME"], "profiles.toml"), Path("prefect.toml"), Path(".env"))
+    project = Path("pyproject.toml")
+    return any(file.exists() for file in files) or (project.exists() and b"tool.prefect" in project.read_bytes())
+
+
+class _Server:
+    """Prefect's API on a free port of the loopback interface; this process's Prefect is told of it."""
+
+    def __init__(self) -> None:
+        home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+        home.mkdir(parents=True, exist_ok=True)
+        # Two servers that make or update one database at once end each other: only one starts until that is done.
+        self._lock = FileLock(home / "longloom-start.lock")
+        self._made = home / f"longloom-started-{importlib.metadata.version('prefect')}"
+        if not self._made.exists():
+            self._lock.acquire()
+        self._start()
+        atexit.register(self._stop)  # before Prefect registers what it still has to tell the server
+
+    def _start(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, **_SERVER},
+            process_group=0,
+            preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
+        )
+        self._address = f"http://127.0.0.1:{port}/api"
+        os.environ["PREFECT_API_URL"] = self._address
+
+    def wait(self) -> None:
+        """Until it answers."""
+        patience = float(os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"])
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"Prefect's server ended with code {self._process.returncode} while it started")
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self._address}/health", timeout=5):
+                break
+            time.sleep(0.05)
+        else:
+            raise RuntimeError(f"Prefect's server did not answer within {patience:.0f} s")
+        if not self._made.exists():
+            self._made.touch()
+        self._lock.release()
+
+    def _stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 def _die_with_parent() -> Callable[[], object]:

@@ -47,16 +47,24 @@ def show(value: object, *, as_json: bool) -> None:
             console().print(f"{name:<16} {entry:,}" if isinstance(entry, int) else f"{name:<16} {entry}")
 
 
-def show_runs(store: str, limit: int, *, as_json: bool) -> None:
-    """The newest runs."""
-    found = list_runs(Store(store))[:limit]
+def show_runs(store: str, limit: int, *, html: bool, as_json: bool) -> None:
+    """The newest runs; with `html`, where the start page of all of them lies."""
+    place = Store(store)
+    found = list_runs(place, newest=limit)
+    page = {}
+    if html:
+        from longloom.tasks.report.task import start_page
+
+        page = {"page": str(start_page(place))}
     if as_json:
-        show({"runs": found}, as_json=True)
+        show({"runs": found, **page}, as_json=True)
         return
     table = Table("run", "flow", "state", "started", "artifacts", box=None, pad_edge=False)
     for run in found:
         table.add_row(run.id, run.flow, run.state, run.started[:19], str(len(run.stages)))
     console().print(table if found else f"no runs in the store {store}")
+    for name, file in page.items():
+        console().print(f"{name}  {file}")
 
 
 def scores_table(rows: list[dict[str, Any]]) -> Table:

@@ -53,17 +53,21 @@ def memorized(
     tokenizer: ArtifactRef,
     index: ArtifactRef,
     model: ArtifactRef,
-) -> None:
-    """The study of memorization on functions of the corpus and held-out ones, by two models."""
+    part: str = "trace",
+) -> ArtifactRef:
+    """The study of memorization on functions of the corpus and held-out ones, by two models.
+
+    `part` begins the labels in the log, where a run studies several draws.
+    """
     small = params.small
     name = small.size if small.source == "scratch" else label_of(small)
     _, name = named(["base", small.source], ["base", name], "model")
-    models = {"base": model, name: log.add(f"trace/model/{name}", model_of(store, small, corpus, tokenizer))}
+    models = {"base": model, name: log.add(f"{part}/model/{name}", model_of(store, small, corpus, tokenizer))}
     parts: list[tuple[str, tuple[Any, ...], ArtifactRef]] = []
 
     def add(kind: str, key: tuple[Any, ...], ref: ArtifactRef) -> ArtifactRef:
         parts.append((kind, key, ref))
-        return log.add(f"trace/{kind}/{'/'.join(map(str, key))}", ref)
+        return log.add(f"{part}/{kind}/{'/'.join(map(str, key))}", ref)
 
     gammas = dict(zip(params.n, params.gamma, strict=True))
     for side, held_out in (("corpus", False), ("held-out", True)):
@@ -86,7 +90,7 @@ def memorized(
         store, parts, gammas=gammas, label="functions", parameters=sizes, embeddings=[EMBEDDING], mode="paper"
     )
     publish_trace(store, study, key="functions")
-    log.add("trace", study)
+    return log.add(part, study)
 
 
 def flagged(store: Store, log: RunLog, params: TracingParams, *, index: ArtifactRef) -> None:

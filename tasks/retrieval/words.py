@@ -5,14 +5,12 @@ Words on purpose: LongBench's own retrieval code hands whole strings to rank_bm2
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
-
-import jieba
+from collections.abc import Callable
 
 from longloom.tasks.retrieval.chunkers import CJK
-
-jieba.setLogLevel(logging.ERROR)  # it tells on stderr about its dictionary otherwise
 
 _WORD = re.compile(r"\w+")
 _CJK = re.compile(f"[{CJK}]")
@@ -26,7 +24,17 @@ def words(text: str) -> list[str]:
     found: list[str] = []
     for word in _WORD.findall(text.lower()):
         if _CJK.search(word):
-            found += jieba.lcut(word)
+            found += _cutter()(word)
         else:
             found.append(word)
     return found
+
+
+@functools.cache
+def _cutter() -> Callable[[str], list[str]]:
+    """jieba's, which takes a second to import, when the first Chinese word comes."""
+    import jieba
+
+    jieba.setLogLevel(logging.ERROR)  # it tells on stderr about its dictionary otherwise
+    cut: Callable[[str], list[str]] = jieba.lcut
+    return cut

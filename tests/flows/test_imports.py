@@ -87,9 +87,9 @@ def test_entrypoints_of_the_deployments_exist() -> None:
     assert set(plain.values()) <= set(flows)
     assert set(flows) == {
         *("index", "pretrain", "coreset", "prove", "finetune", "extend", "tune", "evaluate", "rag", "heads", "judge"),
-        *("pipeline", "report", "compare", "explain", "contamination", "trace"),
+        *("pipeline", "report", "compare", "explain", "contamination", "trace", "replicate"),
         *("preference", "preference-score", "preference-evaluation"),
-        *("index-nightly", "evaluate-weekly", "trace-weekly", "pipeline-weekly"),
+        *("index-nightly", "evaluate-weekly", "trace-weekly", "pipeline-weekly", "replicate-weekly"),
     }
 
 

@@ -300,6 +300,7 @@ def test_report_and_comparison(run: Run, first: Refs, inputs: Path, root: Path, 
     one = next(run.id for run in list_runs(store) if run.stages == first)
     pipeline(params_of(inputs, finetune={"epochs": 2, "batch": 4}), store=str(root))
     other = list_runs(store)[0].id
+    assert f'href="{first["report"].uri}/index.html"' in (root / "index.html").read_text()
     code, out, _ = run("compare", one, other, "--json")
     assert code == 0
     assert json.loads(out)

@@ -51,7 +51,7 @@ def test_progress_without_a_task_run_asks_no_server(monkeypatch: pytest.MonkeyPa
     def refuse(**_: object) -> None:
         raise AssertionError("asked the server")
 
-    monkeypatch.setattr(console, "create_progress_artifact", refuse)
+    monkeypatch.setattr("prefect.artifacts.create_progress_artifact", refuse)
     shown: list[float] = []
     line = StageLine("corpus")
     monkeypatch.setattr(line, "_show", lambda percent, text: shown.append(percent))
@@ -66,13 +66,15 @@ def test_words_reach_the_artifact_and_the_log(monkeypatch: pytest.MonkeyPatch) -
     shown: list[tuple[float, str | None]] = []
     logged: list[str] = []
     monkeypatch.setattr(console, "SECONDS_BETWEEN_UPDATES", 0.0)
-    monkeypatch.setattr(console.TaskRunContext, "get", lambda: object())
-    monkeypatch.setattr(console, "get_run_logger", lambda: SimpleNamespace(info=logged.append))
+    monkeypatch.setattr(console, "in_task", lambda: True)
+    monkeypatch.setattr("prefect.logging.get_run_logger", lambda: SimpleNamespace(info=logged.append))
     monkeypatch.setattr(
-        console, "create_progress_artifact", lambda progress, description: shown.append((progress, description)) or "id"
+        "prefect.artifacts.create_progress_artifact",
+        lambda progress, description: shown.append((progress, description)) or "id",
     )
     monkeypatch.setattr(
-        console, "update_progress_artifact", lambda name, progress, description: shown.append((progress, description))
+        "prefect.artifacts.update_progress_artifact",
+        lambda name, progress, description: shown.append((progress, description)),
     )
     with StageLine("tune") as line:
         line(1, 4)

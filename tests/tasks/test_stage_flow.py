@@ -100,5 +100,5 @@ def test_a_lost_progress_artifact_does_not_end_the_work(tmp_path: Path, monkeypa
     def away(**_: object) -> None:
         raise RuntimeError("the server is away")
 
-    monkeypatch.setattr("longloom.tasks.console.create_progress_artifact", away)
+    monkeypatch.setattr("prefect.artifacts.create_progress_artifact", away)
     assert both(str(tmp_path / "store"), 3).counts == {"sum": 3}
