@@ -33,7 +33,8 @@ def test_a_difference_holds_if_every_seed_has_its_sign(tmp_path: Path) -> None:
     assert verdicts(seed(3), seed(4))[long]
     assert not verdicts(seed(3), seed(-1))[long]
     assert not verdicts(seed(3), seed(4))[short]
-    most, size, length = three_stages.K[-1], three_stages.SIZES[0], three_stages.LENGTHS[-1]
+    size, length = three_stages.SIZES[0], three_stages.LENGTHS[-1]
+    most = three_stages.RETRIEVED // size
     direct = f"retrieval of {most} x {size} words at or above direct long context, {length} tokens"
     assert verdicts(seed(most))[direct]
     assert not verdicts(seed(most + 1))[direct]

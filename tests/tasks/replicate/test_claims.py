@@ -91,7 +91,13 @@ def negated(results: dict[str, Any]) -> list[float]:
     return [100 * seed["sets"]["modules"]["conditions"]["negated"]["value"] for seed in results["seeds"]]
 
 
+def stages(results: dict[str, Any]) -> list[float]:
+    scores = [[seed["by length"][way].values() for way in ("three stages", "all in one")] for seed in results["seeds"]]
+    return [(sum(three) - sum(one)) / len(one) for three, one in scores]
+
+
 FIGURES = {
+    "chatqa2-stages": stages,
     "preferences-negated-6000": negated,
     "minisequence-throughput": throughput,
     "chatqa2-needle-8x": extended,
