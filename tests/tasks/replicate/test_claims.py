@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,28 @@ def stages(results: dict[str, Any]) -> list[float]:
     return [(sum(three) - sum(one)) / len(one) for three, one in scores]
 
 
+def retrieved(than: Callable[[dict[str, Any], int, str], float], results: dict[str, Any]) -> list[float]:
+    """Of 120 words, a mean over sizes of chunks and lengths of contexts."""
+    cells = [(size, length) for size in (15, 30, 60) for length in ("1200", "1800")]
+    return [
+        sum(chunks(seed, size, 120 // size, length) - than(seed, size, length) for size, length in cells) / len(cells)
+        for seed in results["seeds"]
+    ]
+
+
+def chunks(seed: dict[str, Any], size: int, k: int, length: str) -> float:
+    found: float = seed["retrieval"][f"full/bm25:words={size},k={k},order=document"][length]
+    return found
+
+
+def whole(seed: dict[str, Any], size: int, length: str) -> float:
+    found: float = seed["retrieval"]["full"][length]
+    return found
+
+
 FIGURES = {
+    "chatqa2-chunks-tuned": partial(retrieved, lambda seed, size, length: chunks(seed, size, 1, length)),
+    "chatqa2-rag-tuned": partial(retrieved, whole),
     "chatqa2-stages": stages,
     "preferences-negated-6000": negated,
     "minisequence-throughput": throughput,
