@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from longloom.storage.refs import ArtifactRef
@@ -25,7 +26,7 @@ def _memory(work: Work, *, seeds: int) -> Stats:
 
 
 @stage("replicate", version=1)
-def _replicate(work: Work, *, papers: list[str]) -> Stats:
+def _replicate(work: Work, *, papers: list[str], claims: str) -> Stats:
     from longloom.tasks.replicate.build import build
 
     places = {name: ref.uri for name, ref in work.refs.items()}
@@ -51,5 +52,9 @@ def replicate(store: Store, evidence: dict[str, ArtifactRef], *, papers: list[st
             `report`, the page that shows them.
         papers: whose claims to list, by their short names.
     """
-    options: dict[str, Any] = {"papers": papers}
+    from longloom.tasks.replicate.claims import CLAIMS
+
+    # The claims and their rules are data: with other ones it is another table.
+    digest = hashlib.sha256(repr(CLAIMS).encode()).hexdigest()[:16]
+    options: dict[str, Any] = {"papers": papers, "claims": digest}
     return _replicate(store, evidence, **options)
