@@ -13,7 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
 from longloom.flows import cli_coreset, cli_corpus, cli_preference, cli_replicate, cli_training
-from longloom.flows.command import Flat, Json, Store, Tracebacks, begin, show
+from longloom.flows.command import Flat, Json, Store, Tracebacks, Whole, begin, check_file, show
 from longloom.flows.params import (
     DEFAULT_STORE,
     EvaluateParams,
@@ -160,7 +160,7 @@ def score(*, suite: str, task: str, predictions: str, data: str | None = None, j
 
     from longloom.evals.scoring import score_file
 
-    show(score_file(suite, task, Path(predictions), data=Path(data) if data else None), json)
+    show(score_file(suite, task, Path(predictions), data=None if data is None else Path(data)), json)
 
 
 @app.command
@@ -171,6 +171,7 @@ def report(run: str = "latest", *, out: str | None = None, store: Store = DEFAUL
         run: Its id, the beginning of one, or latest.
         out: Also copy the page to this file.
     """
+    check_file("--out", out)
     begin(store)
     from longloom.flows.report import report as flow
     from longloom.flows.show import show_report
@@ -183,7 +184,7 @@ def compare(first: str, second: str = "latest", *, store: Store = DEFAULT_STORE,
     """Compare the scores and parameters of two pipeline runs.
 
     Args:
-        first: Id of a run, the beginning of one, or latest.
+        first: Id of a run, the beginning of one, or latest: the newest with a report.
         second: The same of the other.
     """
     from longloom.flows.compared import compared
@@ -196,7 +197,7 @@ def compare(first: str, second: str = "latest", *, store: Store = DEFAULT_STORE,
 @app.command
 def runs(
     *,
-    limit: int = 20,
+    limit: Whole = 20,
     html: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     store: Store = DEFAULT_STORE,
     json: Json = False,
@@ -215,7 +216,7 @@ def runs(
 
 
 @app.command
-def gc(*, keep: int, store: Store = DEFAULT_STORE, json: Json = False) -> None:
+def gc(*, keep: Whole, store: Store = DEFAULT_STORE, json: Json = False) -> None:
     """Forget all but the newest runs, and delete the artifacts and leftovers that no kept run needs.
 
     Args:
@@ -229,7 +230,7 @@ def gc(*, keep: int, store: Store = DEFAULT_STORE, json: Json = False) -> None:
 
 
 @app.command
-def ui(*, port: int = 4200, store: Store = DEFAULT_STORE) -> None:
+def ui(*, port: Whole = 4200, store: Store = DEFAULT_STORE) -> None:
     """Serve Prefect's UI over the store's runs, with the deployments of prefect.yaml and a worker, until Ctrl-C.
 
     Args:
@@ -287,6 +288,7 @@ def main() -> None:
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP
             signal.signal(number, _terminate)
     try:
+        _check_encoding(arguments)
         app(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except KeyboardInterrupt as stop:
@@ -302,8 +304,22 @@ def main() -> None:
         _fail(*describe(error))
 
 
+def _check_encoding(arguments: list[str]) -> None:
+    """Raises ValueError for what no result could hold: results are UTF-8."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            found = os.fsencode(argument[:80])
+            raise ValueError(f"argument {found!r}: is not UTF-8, expected a name or a text that is") from None
+
+
 #: A full disk, a quota, a limit on the size of files.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+#: Characters; what is quoted may be a text of any length.
+LONGEST_MESSAGE = 1000
 
 
 def describe(error: BaseException) -> tuple[str, int]:
@@ -326,6 +342,8 @@ def describe(error: BaseException) -> tuple[str, int]:
             " its files",
             2,
         )
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return f"out of memory: {text}; expected less at once, or a larger machine", 2
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}", 2
     mended = (CycloptsError, ValueError, FileNotFoundError, PermissionError, IsADirectoryError, StoreUnreachable)
@@ -335,5 +353,10 @@ def describe(error: BaseException) -> tuple[str, int]:
 
 
 def _fail(message: str, code: int = 2) -> None:
-    print(f"longloom: {message}", file=sys.stderr)
+    """Ends the process with one line, whatever a value that it quotes holds."""
+    if len(message) > LONGEST_MESSAGE:
+        half = LONGEST_MESSAGE // 2
+        message = f"{message[:half]} [...] {message[-half:]}"
+    line = "".join(letter if letter.isprintable() else f"{letter!a}"[1:-1] for letter in " ".join(message.split()))
+    print(f"longloom: {line}", file=sys.stderr)
     sys.exit(code)

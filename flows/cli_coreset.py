@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import App
 
-from longloom.flows.command import Flat, Json, Store, begin, show
+from longloom.flows.command import Flat, Json, Store, begin, check_folder, show
 from longloom.flows.params import DEFAULT_STORE, InstructionsParams, ModelParams
 from longloom.flows.params_coreset import CoresetParams
 from longloom.flows.params_prove import ProveParams
@@ -63,6 +63,7 @@ def export_gradients(
         out: Folder to write to.
         name: Of the data set, in the folders' names.
     """
+    check_folder("--out", out)
     from longloom.flows.export import export_less
 
     show(export_less(features, out, store, name=name), json)

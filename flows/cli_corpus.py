@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from longloom.flows.command import Flat, Json, Store, begin, show
+from longloom.flows.command import Flat, Json, Store, Whole, begin, check_file, show
 from longloom.flows.params import DEFAULT_STORE, CorpusParams, IndexParams
 from longloom.flows.params_sources import ContaminationParams, ExplainParams, PromptsParams
 from longloom.flows.params_trace import TraceParams
@@ -66,7 +66,7 @@ def count(
 
 
 def search(
-    text: str, *, limit: int = 10, index: IndexFolder = None, store: Store = DEFAULT_STORE, json: Json = False
+    text: str, *, limit: Whole = 10, index: IndexFolder = None, store: Store = DEFAULT_STORE, json: Json = False
 ) -> None:
     """Show the documents of an indexed corpus that hold a text, each with its first match in context.
 
@@ -74,18 +74,20 @@ def search(
         text: Found as the index's tokens.
         limit: Documents to show, the first of the corpus.
     """
-    from longloom.flows.queries import search_text
-    from longloom.flows.show_ngrams import show_matches
+    from longloom.flows.queries import count_behind_blanks, search_text
+    from longloom.flows.show_ngrams import show_behind_blanks, show_matches
 
     show_matches(search_text(text, index, store, limit=limit), as_json=json)
+    if not json:
+        show_behind_blanks(count_behind_blanks([text], index, store))
 
 
 def cooccur(
     *,
     pairs: str,
-    within: int | None = None,
-    sample: int | None = None,
-    seed: int = 0,
+    within: Whole | None = None,
+    sample: Whole | None = None,
+    seed: Whole = 0,
     memory_gib: float = 1.0,
     out: str | None = None,
     index: IndexFolder = None,
@@ -102,6 +104,7 @@ def cooccur(
         memory_gib: Memory that occurrences may take; beyond it they go to disk.
         out: Also write the table to this Parquet file.
     """
+    check_file("--out", out)
     from longloom.flows.queries import cooccur as ask
     from longloom.flows.show_ngrams import ROWS, show_cooccurrence
 
@@ -141,6 +144,7 @@ def explain(
     Args:
         out: Also copy the page to this file.
     """
+    check_file("--out", out)
     if explain.text is None and explain.answers is None and not sys.stdin.isatty():
         explain = ExplainParams(**{**explain.model_dump(), "text": sys.stdin.read()})
     begin(store)

@@ -31,13 +31,15 @@ def train(
         on: run:ID:coreset/METHOD, what `longloom coreset --preferences` chose of the comparisons; all by default.
         export: Also copy the reward model and its manifest into this folder.
     """
+    from longloom.flows.show import check_export, export_artifact
+
+    check_export(export)
     begin(store)
     from longloom.flows.preference import preference as flow
-    from longloom.flows.show import export_artifact
     from longloom.flows.show_preference import show_training
 
     refs = flow(comparisons, model, reward, on, store=store)
-    if export:
+    if export is not None:
         export_artifact(refs["reward-model"], store, export)
     show_training(refs, store, as_json=json)
 

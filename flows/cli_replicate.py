@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated
 
-from longloom.flows.command import Flat, Json, Store, begin
+from longloom.flows.command import Flat, Json, Store, begin, check_folder
 from longloom.flows.params import DEFAULT_STORE, CorpusParams, InstructionsParams, ModelParams
 from longloom.flows.params_replicate import ReplicateComparisonsParams, ReplicateParams
 
@@ -28,6 +28,7 @@ def replicate(
         held_out: Text that the model was not trained on; the standard library has modules of its own for that.
         out: Also copy the table to this folder, as replicate.json and replicate.md.
     """
+    check_folder("--out", out)
     begin(store, "torch", "pyarrow.parquet")
     from longloom.flows.replicate import replicate as flow
     from longloom.flows.show_replicate import show_replication

@@ -36,12 +36,14 @@ def pretrain(
     Args:
         export: Also copy the model and its manifest into this folder.
     """
+    from longloom.flows.show import check_export, export_artifact
+
+    check_export(export)
     begin(store)
     from longloom.flows.model import pretrain as flow
-    from longloom.flows.show import export_artifact
 
     ref = flow(corpus, index, model, store=store)
-    if export:
+    if export is not None:
         export_artifact(ref, store, export)
     show({"model": ref}, json)
 
@@ -66,6 +68,9 @@ def finetune(
     chosen = on if on.startswith("run:") else None
     if chosen is None and on not in ("all", "coreset"):
         raise ValueError(f"--on {on}: unknown, expected all, coreset or run:ID:coreset/METHOD")
+    if on != "coreset" and coreset != CoresetParams():
+        given = sorted(name for name, value in coreset if value != getattr(CoresetParams(), name))
+        raise ValueError(f"--coreset.{given[0]} with --on {on}, which chooses no coreset; expected --on coreset")
     begin(store)
     from longloom.flows.finetune import finetune as flow
 
@@ -91,15 +96,17 @@ def extend(
         dry_run: Pack and account for every token; train nothing.
         export: Also copy the model and its manifest into this folder.
     """
-    if dry_run and export:
+    if dry_run and export is not None:
         raise ValueError(f"--export {export} with --dry-run, which makes no model; expected one of them")
+    from longloom.flows.show import check_export, export_artifact
+
+    check_export(export)
     begin(store)
     from longloom.flows.extend import extend as flow
-    from longloom.flows.show import export_artifact
     from longloom.flows.show_extend import show_extension
 
     refs = flow(corpus, model, pack, extend, held_out, dry_run, store=store)
-    if export:
+    if export is not None:
         export_artifact(refs["model"], store, export)
     show_extension(refs, extend, store, as_json=json)
 

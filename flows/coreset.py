@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow
 
+from longloom.flows.checks import check_coreset, check_model, check_sources
 from longloom.flows.model import model_of
 from longloom.flows.params import DEFAULT_STORE, InstructionsParams, ModelParams
 from longloom.flows.params_coreset import CoresetParams
@@ -16,7 +17,6 @@ from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
 from longloom.tasks.coreset.task import (
     check_budget,
-    check_methods,
     gradient_features,
     import_warmup,
     needs,
@@ -134,10 +134,11 @@ def select_coreset(
 
     With `coreset.preferences` the pool are comparisons, and the gradients those of a reward model's pairwise loss.
     """
-    check_methods(coreset.methods, coreset.targets)
-    if coreset.preferences and coreset.warmup is not None:
-        raise ValueError(f"coreset.warmup: found {coreset.warmup}, expected none: a reward model's is trained here")
     place = Store(store)
+    check_coreset(coreset, preferences=True)
+    if not coreset.preferences:
+        check_sources(instructions.sources)
+    check_model(place, model, trained=False)
     given = {"instructions": instructions.model_dump(), "model": model.model_dump(), "coreset": coreset.model_dump()}
     with RunLog(place, "coreset", given) as log:
         if coreset.preferences:

@@ -7,6 +7,7 @@ from typing import Any
 from prefect import flow
 
 from longloom.flows.artifacts import publish_heads, publish_scores
+from longloom.flows.checks import check_evaluated, check_model
 from longloom.flows.contamination import check_records, contamination_of
 from longloom.flows.model import label_of, model_of
 from longloom.flows.params import DEFAULT_STORE, EvaluateParams, ModelParams, parse_policy
@@ -180,6 +181,13 @@ def evaluations_of(
     return found
 
 
+def check_start(store: Store, model: ModelParams, params: EvaluateParams) -> None:
+    """Finds a model or records that are not there before the first stage runs (ValueError, FileNotFoundError)."""
+    if params.endpoint.url is None:
+        check_model(store, model, trained=False)
+    check_evaluated(store, params)
+
+
 def model_and_label(
     store: Store, log: RunLog, model: ModelParams, params: EvaluateParams
 ) -> tuple[ArtifactRef | str, str]:
@@ -201,6 +209,7 @@ def evaluate(
     """Evaluates a model on a long-context suite, or on any task of lm-eval, under one or several KV policies."""
     check_evaluation(evaluate)
     place = Store(store)
+    check_start(place, model, evaluate)
     with RunLog(place, "evaluate", {"model": model.model_dump(), "evaluate": evaluate.model_dump()}) as log:
         network, label = model_and_label(place, log, model, evaluate)
         return evaluations_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from longloom.flows.artifacts import publish_report
+from longloom.flows.checks import check_model, check_sources
 from longloom.flows.model import model_of
 from longloom.flows.params import DEFAULT_STORE, STANDARD_LIBRARY, CorpusParams, ModelParams
 from longloom.flows.params_extend import ExtendParams, PackParams
@@ -34,6 +35,10 @@ def extend(
     of its own for that, of another corpus nothing is measured by default. `dry_run` packs and trains nothing.
     """
     place = Store(store)
+    check_sources(corpus.sources)
+    check_model(place, model, trained=False)
+    if held_out is not None:
+        check_sources(held_out.sources)
     given = {
         "corpus": corpus.model_dump(),
         "model": model.model_dump(),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from prefect import flow
 
+from longloom.flows.checks import check_coreset, check_model, check_sources
 from longloom.flows.coreset import coreset_of, coresets_of
 from longloom.flows.model import model_of
 from longloom.flows.params import DEFAULT_STORE, FinetuneParams, InstructionsParams, ModelParams
 from longloom.flows.params_coreset import CoresetParams
+from longloom.flows.sources import of_run
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
-from longloom.tasks.coreset.task import check_methods
 from longloom.tasks.corpus.task import read_instructions
 from longloom.tasks.training.task import finetune as finetune_task
 
@@ -31,9 +32,13 @@ def finetune(
     """
     if coreset is not None and chosen is not None:
         raise ValueError(f"found both parameters of coresets and a coreset, {chosen!r}; expected one of them")
-    if coreset is not None:
-        check_methods(coreset.methods, coreset.targets)
     place = Store(store)
+    check_sources(instructions.sources)
+    check_model(place, model, trained=False)
+    if coreset is not None:
+        check_coreset(coreset)
+    if chosen is not None:
+        of_run(place, chosen, "coreset")
     given = {
         "instructions": instructions.model_dump(),
         "model": model.model_dump(),

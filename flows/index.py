@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
+from longloom.flows.checks import check_sources, check_tokenizer
 from longloom.flows.params import DEFAULT_STORE, CorpusParams, IndexParams
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
@@ -30,6 +31,8 @@ def build_index(
 ) -> ArtifactRef:
     """Reads a corpus and writes an n-gram index of it in infini-gram's format."""
     place = Store(store)
+    check_sources(corpus.sources)
+    check_tokenizer(place, index.tokenizer)
     with RunLog(place, "index", {"corpus": corpus.model_dump(), "index": index.model_dump()}) as log:
         documents = log.add("corpus", read_corpus(place, **corpus.model_dump()))
         tokenizer = tokenizer_of(place, documents, index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from longloom.flows.artifacts import publish_judgement
+from longloom.flows.checks import check_place
 from longloom.flows.params import DEFAULT_STORE, JudgeParams
 from longloom.flows.sources import RUN_PREFIX, of_run
 from longloom.storage.refs import ArtifactRef
@@ -26,6 +27,7 @@ def judge(judge: JudgeParams, store: str = DEFAULT_STORE) -> ArtifactRef:
     """Has a language model behind an endpoint compare two models' answers, in both orders."""
     check_judge(judge)
     place = Store(store)
+    check_place("data", judge.data)
     with RunLog(place, "judge", judge.model_dump()) as log:
         ref = judge_task(
             place,

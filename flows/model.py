@@ -6,6 +6,7 @@ import re
 
 from prefect import flow
 
+from longloom.flows.checks import check_model, check_sources, check_tokenizer
 from longloom.flows.index import tokenizer_of
 from longloom.flows.params import DEFAULT_STORE, CorpusParams, IndexParams, ModelParams, PretrainParams
 from longloom.flows.sources import RUN_PREFIX, of_run
@@ -67,6 +68,10 @@ def pretrain(
 ) -> ArtifactRef:
     """Trains a small model on a corpus: from random weights, or one that is there further."""
     place = Store(store)
+    check_sources(corpus.sources)
+    check_model(place, model, trained=True)
+    if model.source == "scratch":
+        check_tokenizer(place, index.tokenizer)
     given = {"corpus": corpus.model_dump(), "index": index.model_dump(), "model": model.model_dump()}
     with RunLog(place, "pretrain", given) as log:
         documents = log.add("corpus", read_corpus(place, **corpus.model_dump()))

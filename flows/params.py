@@ -11,14 +11,18 @@ import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 #: Where artifacts go unless told otherwise: a folder beside the work, not in the home folder.
-DEFAULT_STORE = os.environ.get("LONGLOOM_STORE", ".longloom")
+DEFAULT_STORE = os.environ.get("LONGLOOM_STORE") or ".longloom"
 #: Stands for the source of the running Python's standard library.
 STANDARD_LIBRARY = "stdlib"
 STAGES = ("corpus", "index", "model", "trace", "instructions", "coreset", "finetune", "evaluate", "report")
 StageName = Literal["corpus", "index", "model", "trace", "instructions", "coreset", "finetune", "evaluate", "report"]
+#: The largest whole numbers: of seeds, as NumPy takes them; of all else, as every reader of JSON takes them.
+LARGEST_SEED, LARGEST = 2**32 - 1, 2**53 - 1
+#: Texts that say something when they are empty.
+MAY_BE_EMPTY = ("query_prefix",)
 #: Who does a stage's pieces (longloom.tasks.workers).
 WORKERS = r"^(threads|processes|cluster|\S+:\S+)$"
 #: What the option of a training says.
@@ -34,6 +38,21 @@ class Params(BaseModel):
         allow_inf_nan=False,
         model_title_generator=lambda model: model.__name__.removesuffix("Params"),
     )
+
+    @field_validator("*")
+    @classmethod
+    def _usable(cls, value: object, info: ValidationInfo) -> object:
+        """An empty name would stand for the current folder, and Prefect's JSON ends at 64 bits."""
+        name = info.field_name or ""
+        most = LARGEST_SEED if name.endswith("seed") else LARGEST
+        for entry in value if isinstance(value, list) else [value]:
+            if entry == "" and name not in MAY_BE_EMPTY:
+                raise ValueError("is empty, expected some text")
+            if isinstance(entry, str) and ("\0" in entry or any("\ud800" <= letter <= "\udfff" for letter in entry)):
+                raise ValueError(f"found {entry[:80]!a}, which no file's name and no UTF-8 text can be")
+            if isinstance(entry, int) and abs(entry) > most:
+                raise ValueError(f"found {entry:.3g}, expected at most {most}")
+        return value
 
 
 class CorpusParams(Params):
@@ -87,7 +106,7 @@ class ModelParams(Params):
         " (trained on the corpus from random weights), a model folder, a hub name, or run:ID:LABEL, a model of an"
         " earlier run, such as run:latest:finetune/tagcos",
     )
-    size: str = Field(
+    size: Literal["1m", "short", "tiny"] = Field(
         default="1m",
         description="shape of a model that is trained: 1m; short, with a window of 512; or tiny, which starts from"
         " random weights alone",
@@ -197,12 +216,22 @@ class ServerParams(Params):
     @field_validator("url")
     @classmethod
     def _no_secrets(cls, value: str | None) -> str | None:
-        parts = urlsplit(value or "")
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+            port = parts.port
+        except ValueError as error:  # of the port or of brackets, whose text tells nothing of a password
+            raise ValueError(
+                f"the URL cannot be read ({error}), expected one such as http://127.0.0.1:8000/v1"
+            ) from None
         if "@" in parts.netloc or parts.query:  # not shown, and refused before anything is written down
             raise ValueError(
                 "the URL holds a user, a password or a query, which would be stored with every result; expected a plain"
                 " URL and the key in OPENAI_API_KEY"
             )
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+            raise ValueError(f"found {value[:200]!r}, expected a URL such as http://127.0.0.1:8000/v1")
         return value
 
 

@@ -102,7 +102,9 @@ class SmallParams(ModelParams):
         min_length=1,
         description="scratch (trained on the corpus from random weights), a model folder, a hub name, or run:ID:LABEL",
     )
-    size: str = Field(default="tiny", description=ModelParams.model_fields["size"].description)
+    size: Literal["1m", "short", "tiny"] = Field(
+        default="tiny", description=ModelParams.model_fields["size"].description
+    )
 
 
 class TracingParams(Params):

@@ -5,6 +5,14 @@ from __future__ import annotations
 from prefect import flow
 
 from longloom.flows.artifacts import publish_report
+from longloom.flows.checks import (
+    check_coreset,
+    check_encoder,
+    check_evaluated,
+    check_model,
+    check_sources,
+    check_tokenizer,
+)
 from longloom.flows.coreset import coresets_of
 from longloom.flows.evaluate import check_evaluation, evaluations_of
 from longloom.flows.index import tokenizer_of
@@ -23,7 +31,6 @@ from longloom.flows.traced import explained, flagged, memorized
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
-from longloom.tasks.coreset.task import check_methods
 from longloom.tasks.corpus.task import make_records, read_corpus, read_instructions
 from longloom.tasks.longcontext.task import known_policies
 from longloom.tasks.ngrams.task import build_index
@@ -53,17 +60,35 @@ class _Range:
 @flow(name="pipeline", flow_run_name="pipeline-{params.model.source}-{params.evaluate.suite}")
 def pipeline(params: PipelineParams = PipelineParams(), store: str = DEFAULT_STORE) -> dict[str, ArtifactRef]:  # noqa: B008
     """From a corpus and instructions to a trained, evaluated model and a report; without parameters, the demo."""
-    check_methods(params.coreset.methods, params.coreset.targets)
     check_evaluation(_swept(params))
     if params.beyond:
         check_evaluation(_long(params))
     if params.rag:
         check_rag(params.evaluate.suite, params.retrieval)
     stages = _Range(store, params.from_stage, params.until_stage)
+    _check_places(params, stages)
     with RunLog(stages.stores[0], "pipeline", params.model_dump()) as log:
         _run(params, stages, log)
     renew_start_page(stages.stores[0])
     return log.run.stages
+
+
+def _check_places(params: PipelineParams, stages: _Range) -> None:
+    """Finds what is not there before the first stage runs (ValueError, FileNotFoundError)."""
+    place = stages.stores[0]
+    check_sources(params.corpus.sources)
+    if stages.has("index"):
+        check_tokenizer(place, params.index.tokenizer)
+    if stages.has("model"):
+        check_model(place, params.model, trained=True)
+    if params.trace and stages.has("trace"):
+        check_model(place, params.tracing.small, trained=True)
+    if stages.has("instructions"):
+        check_sources(params.instructions.sources)
+    check_coreset(params.coreset)
+    check_evaluated(place, params.evaluate)
+    if params.rag:
+        check_encoder(place, params.retrieval)
 
 
 def _run(params: PipelineParams, stages: _Range, log: RunLog) -> None:

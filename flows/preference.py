@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
+from longloom.flows.checks import check_model, check_sources
 from longloom.flows.coreset import coreset_of
 from longloom.flows.model import label_of, model_of
 from longloom.flows.params import DEFAULT_STORE, STANDARD_LIBRARY, ModelParams
@@ -13,6 +14,7 @@ from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
 from longloom.tasks.preference.task import (
+    check_template,
     choose_comparisons,
     import_reward_model,
     read_comparisons,
@@ -66,6 +68,11 @@ def preference(
     `on`: run:ID:coreset/METHOD, of which the training gets but those that it chose.
     """
     place = Store(store)
+    check_template(reward.template)
+    check_sources(comparisons.sources)
+    check_model(place, model, trained=False)
+    if on is not None:
+        of_run(place, on, "coreset")
     given = {
         "comparisons": comparisons.model_dump(),
         "model": model.model_dump(),
@@ -92,6 +99,7 @@ def preference(
 def score(score: ScoreParams, store: str = DEFAULT_STORE) -> dict[str, ArtifactRef]:
     """Scores the responses of files by a reward model."""
     place = Store(store)
+    check_sources(score.data)
     with RunLog(place, "preference-score", score.model_dump()) as log:
         model = log.add("reward-model", reward_model_of(place, score.model))
         options = score.model_dump(include={"on_bad_record", "on_too_long"})

@@ -9,6 +9,7 @@ from typing import Any
 from prefect import flow
 
 from longloom.flows.artifacts import publish_report
+from longloom.flows.checks import check_loadable, check_place, check_sources
 from longloom.flows.params import DEFAULT_STORE, STANDARD_LIBRARY
 from longloom.flows.params_preference import ComparisonsParams
 from longloom.flows.params_preference_evaluation import PreferenceEvaluationParams
@@ -38,6 +39,7 @@ def preference_evaluation(
 ) -> dict[str, ArtifactRef]:
     """Judges a reward model without contexts, with the right, a nonsense and a negated one, and in two steps."""
     place = Store(store)
+    _check_places(place, evaluation)
     with RunLog(place, "preference-evaluation", evaluation.model_dump()) as log:
         model = log.add("reward-model", reward_model_of(place, evaluation.model))
         origin = _origin(place, model)
@@ -55,6 +57,19 @@ def preference_evaluation(
         page = log.add("report", report(place, sections, title="longloom: preferences in their context"))
         publish_report(place, page, key="preference")
         return {**found, "report": page}
+
+
+def _check_places(store: Store, params: PreferenceEvaluationParams) -> None:
+    """Finds what is not there before the first stage runs (ValueError, FileNotFoundError)."""
+    check_loadable(store, params.model, kind="reward-model")
+    for source in [*params.on, *filter(None, [params.train])]:
+        if source.startswith(RUN_PREFIX):
+            of_run(store, source, KIND)
+        else:
+            check_sources([source])
+    check_place("negations", params.negations)
+    if params.best_of:
+        check_sources(params.best_of)
 
 
 def _judged(

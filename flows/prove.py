@@ -12,6 +12,7 @@ from typing import Any
 from prefect import flow
 
 from longloom.flows.artifacts import publish_report
+from longloom.flows.checks import check_coreset, check_model, check_sources
 from longloom.flows.coreset import coresets_of
 from longloom.flows.model import model_of
 from longloom.flows.params import DEFAULT_STORE, InstructionsParams, ModelParams
@@ -20,7 +21,6 @@ from longloom.flows.params_prove import ProveParams
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
-from longloom.tasks.coreset.task import check_methods
 from longloom.tasks.corpus.task import read_instructions
 from longloom.tasks.report.task import proof as prove_task
 from longloom.tasks.report.task import report
@@ -93,8 +93,10 @@ def prove(
     store: str = DEFAULT_STORE,
 ) -> dict[str, ArtifactRef]:
     """Trains on coresets of every method, share and seed, and on all examples; compares their held-out losses."""
-    check_methods(prove.methods, prove.coreset.targets)
     place = Store(store)
+    check_sources(instructions.sources)
+    check_model(place, model, trained=False)
+    check_coreset(prove.coreset.model_copy(update={"methods": prove.methods}))
     given = {"instructions": instructions.model_dump(), "model": model.model_dump(), "prove": prove.model_dump()}
     with RunLog(place, "prove", given) as log:
         pool = log.add("instructions", read_instructions(place, **instructions.model_dump()))

@@ -99,13 +99,18 @@ def cooccur(
         FileNotFoundError: no such file.
         ValueError: as `count_texts`; a file that holds something else; a bad bound.
     """
+    for name, value, least in (("within", within, "0 tokens"), ("sample", sample, "1 document"), ("seed", seed, "0")):
+        if value is not None and value < int(least.partition(" ")[0]):
+            raise ValueError(f"{name} is {value}, expected at least {least}")
+    if not 0 < memory_gib < float("inf"):
+        raise ValueError(f"memory_gib is {memory_gib}, expected a number above 0")
     from longloom.tasks.ngrams import pairs as module
 
     read = module.read_pairs(Path(pairs))
     table = module.cooccurrence_table(
         _open(index, store), read, within=within, sample=sample, seed=seed, memory_gib=memory_gib
     )
-    if out:
+    if out is not None:
         module.write_table(table, Path(out))
     together = table.column("both" if sample is None else "both_estimate").to_numpy()
     return {

@@ -8,7 +8,8 @@ from typing import Any
 
 from prefect import flow
 
-from longloom.flows.evaluate import check_evaluation, evaluations_of, model_and_label
+from longloom.flows.checks import check_encoder
+from longloom.flows.evaluate import check_evaluation, check_start, evaluations_of, model_and_label
 from longloom.flows.params import DEFAULT_STORE, EndpointParams, EvaluateParams, ModelParams, RetrievalParams
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
@@ -111,6 +112,8 @@ def rag(
     check_evaluation(evaluate)
     _check_endpoint(evaluate.suite, retrieval, evaluate.endpoint)
     place = Store(store)
+    check_start(place, model, evaluate)
+    check_encoder(place, retrieval)
     parameters = {
         "model": model.model_dump(),
         "evaluate": evaluate.model_dump(),

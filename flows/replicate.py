@@ -12,6 +12,7 @@ from typing import Any
 from prefect import flow
 
 from longloom.flows.artifacts import publish_report
+from longloom.flows.checks import check_coreset, check_model, check_sources
 from longloom.flows.evaluate import evaluations_of
 from longloom.flows.index import tokenizer_of
 from longloom.flows.model import model_of
@@ -271,6 +272,11 @@ def replicate(
     needle = replicate.needle
     known_policies([parse_policy(text) for text in (needle.razor, needle.scope, needle.longcache, needle.streaming)])
     place = Store(store)
+    check_coreset(replicate.coreset)
+    for sources in (corpus.sources, instructions.sources, comparisons.sources, held_out.sources if held_out else []):
+        if sources:
+            check_sources(sources)
+    check_model(place, model, trained=True)
     given = {
         "replicate": replicate.model_dump(),
         "corpus": corpus.model_dump(),

@@ -69,6 +69,7 @@ def quiet() -> None:
     ):  # the root's for Prefect's services, whose loggers are not below `prefect`
         os.environ.setdefault(f"PREFECT_LOGGING_{logger}LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")  # forty lines for a cluster that comes and goes
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers follows it too
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from longloom.flows.command import check_folder
 from longloom.storage.manifest import MANIFEST
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import delete_runs, list_runs
@@ -206,7 +207,8 @@ def show_pipeline(stages: dict[str, ArtifactRef], store: str, *, as_json: bool) 
 def show_report(ref: ArtifactRef, store: str, out: str | None, *, as_json: bool) -> None:
     """Where the page is; with `out`, a copy of it."""
     page = Store(store).open(ref) / "index.html"
-    if out:
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(page, out)
         page = Path(out)
     show({"report": ref, "page": str(page)} if as_json else {"report": str(page)}, as_json=as_json)
@@ -222,13 +224,22 @@ def show_comparison(ref: ArtifactRef, store: str, *, as_json: bool) -> None:
     console().print(f"page  {folder / 'index.html'}")
 
 
-def export_artifact(ref: ArtifactRef, store: str, folder: str) -> None:
-    """Copies an artifact with its manifest out of the store."""
+def check_export(folder: str | None) -> None:
+    """Raises ValueError if no artifact can be copied there; before the work that makes it."""
+    check_folder("--export", folder)
+    if folder is None:
+        return
     target = Path(folder)
     if target.exists() and any(target.iterdir()) and not (target / MANIFEST).exists():
         raise ValueError(
             f"--export {folder}: holds files that are no artifact, expected an empty folder or an artifact"
         )
+
+
+def export_artifact(ref: ArtifactRef, store: str, folder: str) -> None:
+    """Copies an artifact with its manifest out of the store."""
+    check_export(folder)
+    target = Path(folder)
     if target.exists():
         shutil.rmtree(target)
     shutil.copytree(Store(store).open(ref), target)

@@ -21,7 +21,7 @@ def show_replication(refs: dict[str, ArtifactRef], store: str, out: str | None, 
 
     place = Store(store)
     folder = place.open(refs["replicate"])
-    if out:
+    if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / NUMBERS, Path(out) / NUMBERS)
         shutil.copyfile(folder / MARKDOWN, Path(out) / NUMBERS.replace(".json", ".md"))

@@ -27,7 +27,8 @@ def show_explanation(ref: ArtifactRef, store: str, out: str | None, *, as_json: 
     """Each text with its spans marked, and the spans with their documents; where the page is."""
     folder = Store(store).open(ref)
     page = folder / "index.html"
-    if out:
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(page, out)
         page = Path(out)
     found: list[dict[str, Any]] = json.loads((folder / "explain.json").read_text(encoding="utf-8"))

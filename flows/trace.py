@@ -12,6 +12,7 @@ from typing import Any
 from prefect import flow
 
 from longloom.flows.artifacts import publish_trace
+from longloom.flows.checks import check_model, check_place
 from longloom.flows.model import label_of, model_of
 from longloom.flows.params import DEFAULT_STORE, ModelParams
 from longloom.flows.params_trace import TraceParams
@@ -20,6 +21,8 @@ from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
 from longloom.tasks.trace.task import (
+    check_embedding,
+    check_template,
     gammas_of,
     influence_of,
     novelty_of,
@@ -66,6 +69,7 @@ def trace(trace: TraceParams, store: str = DEFAULT_STORE) -> ArtifactRef:
         raise ValueError(
             f"influence is {trace.influence} in mode released, whose pairs may stand in no document; omit it"
         )
+    _check_places(place, trace)
     with RunLog(place, "trace", {"trace": trace.model_dump()}) as log:
         index = index_of(place, trace.index)
         if isinstance(index, ArtifactRef):
@@ -95,6 +99,21 @@ def trace(trace: TraceParams, store: str = DEFAULT_STORE) -> ArtifactRef:
         )
         publish_trace(place, ref, key=trace.mode)
         return log.add("trace", ref)
+
+
+def _check_places(store: Store, params: TraceParams) -> None:
+    """Finds what is not there before the first stage runs (ValueError, FileNotFoundError)."""
+    check_template(params.prompt)
+    for data in params.data:
+        if data.startswith(RUN_PREFIX):
+            of_run(store, data, "evaluation")
+        else:
+            check_place("data", data)
+    check_place("evaluated", params.evaluated)
+    for source in params.models:
+        check_model(store, ModelParams(source=source), trained=False)
+    for embedding in params.embeddings:
+        check_embedding(embedding)
 
 
 def _parts(

@@ -7,6 +7,7 @@ from typing import Any
 from prefect import flow
 
 from longloom.flows.artifacts import publish_report
+from longloom.flows.checks import check_model, check_sources
 from longloom.flows.model import model_of
 from longloom.flows.params import DEFAULT_STORE, CorpusParams, ModelParams
 from longloom.flows.params_tune import DIALOGUES, POOL, SYNTHESIS, StageParams, TuneParams, pairs
@@ -17,6 +18,7 @@ from longloom.tasks.corpus.task import make_dialogues, read_corpus, read_instruc
 from longloom.tasks.report.task import report
 from longloom.tasks.training.task import (
     check_blends,
+    check_kinds,
     check_lengths,
     pool_as_conversations,
     read_conversations,
@@ -42,11 +44,13 @@ def tune(
     shares = check_blends({name: stage.blend for name, stage in stages.items()}, list(pairs(tune.sets)))
     without = _without_long(shares) if "no-long" in tune.compare else {}
     place = Store(store)
+    check_model(place, model, trained=False)
+    used = {name for blend in shares.values() for name in blend}
+    _check_sets(tune, corpus, used)
     given = {"corpus": corpus.model_dump(), "model": model.model_dump(), "tune": tune.model_dump()}
     with RunLog(place, "tune", given) as log:
         network = log.add("model", model_of(place, model, None, None))
         check_lengths(place, network, {name: stage.max_length for name, stage in stages.items()})
-        used = {name for blend in shares.values() for name in blend}
         sets = _sets(place, log, network, corpus, tune, used)
         options = tune.model_dump(include={"batch", "accumulate", "recompute", "offload", "seed"})
         made: dict[str, ArtifactRef] = {}
@@ -71,6 +75,19 @@ def tune(
         page = log.add("report", report(place, sections, title="longloom: instruction tuning in stages"))
         publish_report(place, page, key="tune")
     return {**made, "report": page}
+
+
+def _check_sets(params: TuneParams, corpus: CorpusParams, used: set[str]) -> None:
+    """Raises ValueError for an unknown kind of answers, FileNotFoundError for a place that is not there."""
+    check_kinds(pairs(params.kinds).values())
+    places = pairs(params.sets)
+    needed = {places[name] for name in used}
+    if any(place.startswith(SYNTHESIS) for place in needed):
+        check_sources(corpus.sources)
+        needed |= {places[place.removeprefix(SYNTHESIS)] for place in needed if place.startswith(SYNTHESIS)}
+    for place in sorted(needed):
+        if place not in (POOL, DIALOGUES) and not place.startswith(SYNTHESIS):
+            check_sources([place])
 
 
 def _sets(

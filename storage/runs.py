@@ -156,7 +156,7 @@ def get_run(store: Store, name: str) -> Run:
     """
     if name == "latest" and (runs := list_runs(store, newest=1)):
         return runs[0]
-    named = [path for path in store.records("runs").glob("*.json") if path.name.startswith(name)]
+    named = [path for path in store.records("runs").glob("*.json") if name and path.name.startswith(name)]
     matching = [run for path in named if (run := _read(store, path)) is not None]
     if len(matching) != 1:
         known = ", ".join(run.id for run in list_runs(store, newest=5)) or "none yet"

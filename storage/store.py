@@ -62,6 +62,8 @@ class Store:
         return super().__new__(cls)
 
     def __init__(self, root: str | Path, *, frozen: bool = False) -> None:
+        if not str(root):
+            raise ValueError("store '': is empty, expected a folder or an address of object storage")
         self.frozen = frozen
         self.root = Path(root).expanduser().absolute()
         self.address = str(self.root)

@@ -256,6 +256,24 @@ def check_names(suite: str, tasks: Sequence[str]) -> None:
             raise ValueError(f"{error}, and {HARNESS}") from None
 
 
+def check_tasks(suite: str, tasks: Sequence[str], data: str | None) -> None:
+    """Whether a suite knows these tasks, as far as can be told before there is a model; to be called before any work.
+
+    Raises:
+        ValueError: an unknown task, with the known ones; data that the suite cannot open.
+    """
+    from longloom.evals.registry import open_suite, suite_class
+    from longloom.evals.suite import Source
+
+    if not tasks or suite == HARNESS or makes_prompts(suite):
+        return
+    if data is None and suite_class(suite).hub is None:  # records that a run makes on its way
+        return
+    opened = open_suite(suite, Source(None if data is None else Path(data)))
+    for task in tasks:
+        opened.metric(task)
+
+
 def known_policies(policies: Sequence[Policy]) -> list[KnownPolicy]:
     """The KV policies of these names and options, in order.
 

@@ -160,6 +160,13 @@ def _client(work: Work, ledger: str, **endpoint: Any) -> Any:
     return EndpointBackend(**endpoint, api="chat", tokenizer=None).client()
 
 
+def check_template(template: str) -> None:
+    """Raises ValueError for a template that lacks a part; to be called before any work is done."""
+    from longloom.tasks.preference.template import check
+
+    check(template)
+
+
 def read_comparisons(
     store: Store, *, sources: list[str], contexts: str, on_bad_record: str, side: str, rows: int, seed: int
 ) -> ArtifactRef:

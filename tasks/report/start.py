@@ -75,6 +75,7 @@ def _manifests(store: Store, kind: str) -> list[Manifest]:
 
 
 def _line(run: Run, store: Store, reports: Sequence[Manifest]) -> Numbers:
+    page = _page_of(run, store, reports)
     return {
         "id": run.id,
         "flow": run.flow,
@@ -82,7 +83,8 @@ def _line(run: Run, store: Store, reports: Sequence[Manifest]) -> Numbers:
         "started": run.started[:19].replace("T", " "),
         "seconds": _seconds(run),
         "artifacts": len(run.stages),
-        "page": _report_of(run, store, reports),
+        "page": page,
+        "kind": page.split("/")[1] if page else "",
     }
 
 
@@ -93,14 +95,17 @@ def _seconds(run: Run) -> float | None:
     return max(0.0, (datetime.fromisoformat(run.ended) - datetime.fromisoformat(run.started)).total_seconds())
 
 
-def _report_of(run: Run, store: Store, reports: Sequence[Manifest]) -> str:
-    """The page of a run: the one it made, else one made of the same artifacts later (`longloom report`)."""
+def _page_of(run: Run, store: Store, reports: Sequence[Manifest]) -> str:
+    """The report of a run: the one it made, else one made of the same artifacts later (`longloom report`), else any
+    other page that it made."""
     made = run.stages.get("report")
     if made is not None:
         return _page(store, made.uri)
     digests = {label: ref.digest for label, ref in run.stages.items() if ref.kind not in _PAGES}
     same = next((manifest for manifest in reversed(reports) if digests and manifest.parents == digests), None)
-    return "" if same is None else _page(store, same.ref().uri)
+    if same is not None:
+        return _page(store, same.ref().uri)
+    return next(filter(None, (_page(store, ref.uri) for ref in reversed(run.stages.values()))), "")
 
 
 def _page(store: Store, uri: str) -> str:

@@ -38,6 +38,12 @@ class Record:
     output: str
 
 
+def check_template(template: str) -> None:
+    """Raises ValueError for a template without `{input}`."""
+    if SLOT not in template:
+        raise ValueError(f"prompt {template!r:.200}: does not say where the input goes, expected {SLOT} in it")
+
+
 def build(
     data: Path,
     out: Path,
@@ -66,8 +72,7 @@ def build(
     Raises:
         ValueError: a bad record, none at all, a template without `{input}`, an evaluation that is none of a suite.
     """
-    if SLOT not in template:
-        raise ValueError(f"prompt {template!r}: does not say where the input goes, expected {SLOT} in it")
+    check_template(template)
     found = _of_lines(data, template) if evaluation is None else _of_evaluation(data, evaluation, evaluated, tokenizer)
     kept: list[Record] = []
     seen: dict[str, int] = {}

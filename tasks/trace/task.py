@@ -128,6 +128,21 @@ def gammas_of(n: Sequence[int], given: Sequence[float], thresholds: str) -> dict
     return {size: known[size] for size in n}
 
 
+def check_template(template: str) -> None:
+    """Raises ValueError for a prompt without `{input}`; to be called before any work is done."""
+    from longloom.tasks.trace.records import check_template
+
+    check_template(template)
+
+
+def check_embedding(embedding: str) -> None:
+    """Raises ValueError for an embedding that is neither known nor there; to be called before any work is done."""
+    from longloom.tasks.training.imported import revision
+
+    if embedding != INPUT_EMBEDDINGS and not Path(embedding).exists():
+        revision(embedding)
+
+
 def records_of(
     store: Store,
     data: ArtifactRef | str,

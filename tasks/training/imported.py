@@ -46,6 +46,24 @@ def build(source: str, out: Path) -> Stats:
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(source, allow_patterns=list(PATTERNS)))
+    files = files_of(folder, source)
+    for path in files:
+        shutil.copyfile(path, out / path.name)
+    return Stats(counts={"files": len(files), "bytes": sum(path.stat().st_size for path in files)})
+
+
+def files_of(folder: Path, source: str) -> list[Path]:
+    """The files that transformers would load.
+
+    Args:
+        folder: where they are.
+        source: what to call it.
+
+    Raises:
+        ValueError: nothing there that transformers could load.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"model {source}: is a file, expected a transformers folder")
     files = sorted({path for pattern in PATTERNS for path in folder.glob(pattern) if path.name != "manifest.json"})
     names = {path.name for path in files}
     weights = any(path.suffix == ".safetensors" for path in files)
@@ -55,6 +73,4 @@ def build(source: str, out: Path) -> Stats:
         raise ValueError(f"model {source}: holds no *.safetensors, expected its weights in that format")
     if weights and "config.json" not in names:
         raise ValueError(f"model {source}: holds *.safetensors and no config.json, expected a whole model, no adapter")
-    for path in files:
-        shutil.copyfile(path, out / path.name)
-    return Stats(counts={"files": len(files), "bytes": sum(path.stat().st_size for path in files)})
+    return files

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +222,17 @@ def perplexity_by_position(
 ) -> ArtifactRef:
     """The perplexity of a corpus's texts at every depth of a context."""
     return _positions(store, {"model": model, "corpus": corpus}, label=label, **options)
+
+
+def check_kinds(kinds: Collection[str]) -> None:
+    """Raises ValueError for an unknown kind of answers; to be called before any work is done."""
+    if not kinds:
+        return
+    from longloom.tasks.training.chatqa_prompt import KINDS
+
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ValueError(f"kind of answer is {kind!r:.100}, expected one of {', '.join(KINDS)}")
 
 
 def check_blends(blends: Mapping[str, Sequence[str]], sets: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -210,6 +210,10 @@ def test_a_word_that_is_another_token_behind_a_blank_is_told(longloom: Run, tmp_
         'not counted: " loom", 2 times, whose first word is another token behind its blank',
     ]
     assert json.loads(longloom("count", "loom", *index, "--json").out) == {"loom": 1}
+    assert longloom("search", "loom", *index).out.splitlines()[-2:] == [
+        "1 occurrences in 1 documents",
+        told.out.splitlines()[-1],
+    ]
 
 
 def test_unknown_words_are_told_and_long_texts_are_nowhere(longloom: Run, word_index: Path, tmp_path: Path) -> None:

@@ -304,6 +304,7 @@ def test_report_and_comparison(run: Run, first: Refs, inputs: Path, root: Path, 
     code, out, _ = run("compare", one, other, "--json")
     assert code == 0
     assert json.loads(out)
+    assert run("index", str(inputs / "corpus"))[0] == 0  # a run without a report, which `latest` passes over
     code, out, _ = run("compare", one)
     assert code == 0
     assert "epochs" in out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,12 @@ def test_parameters_that_the_server_refuses_are_one_line() -> None:
     assert code == 2
     assert text.startswith("the parameters are larger than 512 KB")
     assert len(text) < 200
+
+
+def test_a_cluster_that_comes_and_goes_says_nothing() -> None:
+    script = (
+        "import logging; from longloom.flows.runtime import quiet; quiet(); import distributed;"
+        " print(logging.getLogger('distributed.scheduler').isEnabledFor(logging.ERROR))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")

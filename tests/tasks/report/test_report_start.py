@@ -80,6 +80,14 @@ def test_runs_are_listed_newest_first_with_their_pages(store):
         assert (store.root / link).exists()
 
 
+def test_a_run_without_a_report_links_the_page_that_it_made(store):
+    explained = publish(store, "explain", "5" * 32, {"index.html": "<p>"}, {})
+    record(store, 5, flow="explain", stages={"explain": explained})
+    page = start_page(store)
+    assert f'<a href="artifacts/explain/{"5" * 32}/index.html">explain</a>' in page
+    assert page.count('index.html">report</a>') == 2
+
+
 def test_what_was_set_otherwise_is_told(store):
     page = start_page(store)
     details = page[page.index('id="run-20260102-000000-abcd"') : page.index('id="run-20260101-000000-abcd"')]
