@@ -85,14 +85,14 @@ def artifacts(store: Store) -> dict[str, str]:
 def pytest_rows(fault: str, done: str, *nodes: str) -> Row:
     """A row of tests: how many passed."""
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", *nodes],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *nodes],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
         text=True,
         timeout=SECONDS * 2,
     )
-    assert ran.returncode == 0, ran.stdout[-2000:]
+    assert ran.returncode == 0, (ran.stdout + ran.stderr)[-2000:]
     last = ran.stdout.strip().splitlines()[-1].strip("= ")
     assert "skipped" not in last, f"not tried here: {last}"
     return Row(fault, done, f"{nodes[0].partition('::')[0]}: {last.partition(' in ')[0]}")

@@ -33,7 +33,7 @@ def check_sources(sources: Sequence[str]) -> None:
 def check_place(name: str, place: str | None) -> None:
     """Raises FileNotFoundError if a file or folder is given that is not there."""
     if place is not None and not Path(place).exists():
-        raise FileNotFoundError(f"{name}: found no file or folder {place}, expected one that is there")
+        raise FileNotFoundError(f"{place}: no such file or folder, expected one as {name}")
 
 
 def check_loadable(store: Store, source: str, *, kind: str = "model") -> None:

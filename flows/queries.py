@@ -103,7 +103,7 @@ def cooccur(
         if value is not None and value < int(least.partition(" ")[0]):
             raise ValueError(f"{name} is {value}, expected at least {least}")
     if not 0 < memory_gib < float("inf"):
-        raise ValueError(f"memory_gib is {memory_gib}, expected a number above 0")
+        raise ValueError(f"memory_gib is {memory_gib}, expected more than 0")
     from longloom.tasks.ngrams import pairs as module
 
     read = module.read_pairs(Path(pairs))

@@ -138,7 +138,7 @@ def test_a_run_that_was_cut_off_asks_no_answered_question_again(
 def test_what_cannot_be_asked_is_one_line(evaluate: Run, server: ChatServer, store: Store) -> None:
     for url, arguments, expected in [
         ("http://127.0.0.1:9/v1", (), "cannot reach the endpoint http://127.0.0.1:9/v1 (no connection: "),
-        ("localhost", (), "endpoint: the base URL is 'localhost', expected one like http://127.0.0.1:8000/v1"),
+        ("localhost", (), "endpoint.url: found 'localhost', expected a URL such as http://127.0.0.1:8000/v1"),
         (server.url, ("--policies", "full", "recent:budget=9"), "policies are full, recent:budget=9 with an endpoint"),
         (server.url, ("--max-length", "50"), "max_length is 50, and there is no tokenizer to measure it: name one"),
     ]:

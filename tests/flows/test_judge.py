@@ -122,7 +122,10 @@ def test_an_evaluation_of_an_earlier_run(run: Run, server: ChatServer, store: St
             "evaluation 'run:latest:evaluation/theirs/leval/full': no such evaluation, expected run:latest:LABEL; the"
             " labels there: evaluation/theirs/leval/endpoint",
         ),
-        ((answers, "--data", str(tmp_path / "no")), f"{tmp_path / 'no'}: no such file or folder"),
+        (
+            (answers, "--data", str(tmp_path / "no")),
+            f"data: found no file or folder {tmp_path / 'no'}, expected one that is there",
+        ),
         ((str(tmp_path / "no.jsonl"),), f"{tmp_path / 'no.jsonl'}: no such file or folder"),
     ]:
         done = run(*judge, *arguments)

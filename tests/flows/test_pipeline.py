@@ -331,7 +331,7 @@ def test_errors_inside_of_tasks(run: Run, inputs: Path, root: Path, tmp_path: Pa
         (("index", str(tmp_path / "empty")), "empty: the folder holds no files"),
         (("index", "nowhere"), "nowhere: no such file or folder"),
         (("evaluate", "--model", str(tmp_path)), "holds no config.json and no tokenizer.json"),
-        (("evaluate", "--model", "scratch"), "model scratch: needs a corpus and a tokenizer"),
+        (("evaluate", "--model", "scratch"), "model scratch: there is no corpus to train it on here"),
         ((*evaluate, "nope"), "unknown suite 'nope'; known: chatrag, infinitebench, leval, "),
         (
             (*evaluate, "records", "--policies", "nope"),

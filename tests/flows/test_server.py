@@ -268,7 +268,7 @@ def test_deployments_have_the_whole_form_and_schedules_that_are_switched_off(ui:
     assert {deployment["name"] for deployment in found} == {entry["name"] for entry in DEFINED}
     assert {deployment["work_pool_name"] for deployment in found} == {"longloom"}
     switches = {(d["name"], s["slug"]): s["active"] for d in found for s in d["schedules"]}
-    weekly = ("evaluate-weekly", "trace-weekly", "pipeline-weekly")
+    weekly = ("evaluate-weekly", "trace-weekly", "pipeline-weekly", "replicate-weekly")
     assert switches == {("index-nightly", "nightly"): False} | {(name, "weekly"): False for name in weekly}
     alone = {d["name"]: d["concurrency_options"]["collision_strategy"] for d in found if d["concurrency_options"]}
     assert alone == dict.fromkeys((name for name, _ in switches), "CANCEL_NEW")
