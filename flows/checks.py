@@ -30,10 +30,10 @@ def check_sources(sources: Sequence[str]) -> None:
         find_files(list(sources), (*FORMATS, *TSV))
 
 
-def check_place(name: str, place: str | None) -> None:
+def check_place(place: str | None) -> None:
     """Raises FileNotFoundError if a file or folder is given that is not there."""
     if place is not None and not Path(place).exists():
-        raise FileNotFoundError(f"{place}: no such file or folder, expected one as {name}")
+        raise FileNotFoundError(f"{place}: no such file or folder")
 
 
 def check_loadable(store: Store, source: str, *, kind: str = "model") -> None:
@@ -123,13 +123,13 @@ def check_evaluated(store: Store, params: EvaluateParams) -> None:
     """
     from longloom.tasks.sources.task import is_contamination, is_index
 
-    check_place("data", params.data)
+    check_place(params.data)
     check_tasks(params.suite, params.tasks, params.data)
     if params.heads is not None:
         if params.heads.startswith(RUN_PREFIX):
             of_run(store, params.heads, "heads")
         else:
-            check_place("heads", params.heads)
+            check_place(params.heads)
     left_out = params.exclude_contaminated
     known = left_out is None or left_out.startswith(RUN_PREFIX)
     if not known and not is_contamination(Path(left_out or "")) and not is_index(Path(left_out or "")):

@@ -27,7 +27,7 @@ def judge(judge: JudgeParams, store: str = DEFAULT_STORE) -> ArtifactRef:
     """Has a language model behind an endpoint compare two models' answers, in both orders."""
     check_judge(judge)
     place = Store(store)
-    check_place("data", judge.data)
+    check_place(judge.data)
     with RunLog(place, "judge", judge.model_dump()) as log:
         ref = judge_task(
             place,

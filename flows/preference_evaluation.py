@@ -67,7 +67,7 @@ def _check_places(store: Store, params: PreferenceEvaluationParams) -> None:
             of_run(store, source, KIND)
         else:
             check_sources([source])
-    check_place("negations", params.negations)
+    check_place(params.negations)
     if params.best_of:
         check_sources(params.best_of)
 

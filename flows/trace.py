@@ -108,8 +108,8 @@ def _check_places(store: Store, params: TraceParams) -> None:
         if data.startswith(RUN_PREFIX):
             of_run(store, data, "evaluation")
         else:
-            check_place("data", data)
-    check_place("evaluated", params.evaluated)
+            check_place(data)
+    check_place(params.evaluated)
     for source in params.models:
         check_model(store, ModelParams(source=source), trained=False)
     for embedding in params.embeddings:

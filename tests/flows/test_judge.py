@@ -124,7 +124,7 @@ def test_an_evaluation_of_an_earlier_run(run: Run, server: ChatServer, store: St
         ),
         (
             (answers, "--data", str(tmp_path / "no")),
-            f"data: found no file or folder {tmp_path / 'no'}, expected one that is there",
+            f"{tmp_path / 'no'}: no such file or folder",
         ),
         ((str(tmp_path / "no.jsonl"),), f"{tmp_path / 'no.jsonl'}: no such file or folder"),
     ]:

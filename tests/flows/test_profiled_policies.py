@@ -162,7 +162,7 @@ def test_what_is_wrong_is_said_before_anything_is_generated(
 
     heads = ("streaming:sink=2,window=30", "full", "razor", "--heads")
     assert "no such heads, expected run:latest:LABEL" in one_line(run(*command, *heads, "run:latest:heads"))
-    assert "heads: found no file or folder" in one_line(run(*command, *heads, str(tmp_path / "none")))
+    assert "none: no such file or folder" in one_line(run(*command, *heads, str(tmp_path / "none")))
     assert "expected one that `longloom heads` wrote" in one_line(run(*command, *heads, str(model / "config.json")))
     go(inputs, records, store, ["razor"])
     profile = store.open(list_runs(store)[0].stages["heads/model"]) / "heads.json"
