@@ -333,7 +333,7 @@ from longloom.flows.params import CorpusParams, IndexParams
 def one(number):
     place = Path(sys.argv[1]) / f"corpus-{number % 25}.txt"
     corpus = CorpusParams(sources=[str(place)])
-    index = IndexParams(tokenizer="bytes", threads=1, memory_gib=0.25)
+    index = IndexParams(tokenizer="bytes", threads=1, memory_gib=0.5)
     return build_index(corpus, index, store=str(Path(sys.argv[1]) / "store")).digest
 
 with ThreadPoolExecutor(50) as pool:

@@ -45,7 +45,7 @@ class RunLog:
         now = _now(store)
         self.store = store
         self.run = Run(
-            id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+            id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
             flow=flow,
             state="running",
             started=now.isoformat(timespec="milliseconds"),

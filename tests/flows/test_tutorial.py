@@ -25,7 +25,7 @@ from tests.docs.pages import DOCS, Shown, blocks, commands, words
 from .command import Run
 
 #: The id of a run, in commands and in what they print.
-RUN_ID = re.compile(r"\b\d{8}-\d{6}-[0-9a-f]{4}\b")
+RUN_ID = re.compile(r"\b\d{8}-\d{6}-[0-9a-f]{4,6}\b")
 
 
 @pytest.fixture(scope="module")
