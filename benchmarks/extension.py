@@ -167,7 +167,7 @@ def needles(models: dict[str, Path], text: Path, place: Path, seed: int) -> dict
 
 def perplexities(models: dict[str, Path], text: Path, place: Path) -> dict[str, Any]:
     """Way -> rows of first, last, predicted and perplexity."""
-    from longloom.flows.params import parse_policy
+    from longloom.flows.params_evaluate import parse_policy
     from longloom.tasks.training.positions import build
 
     found = {}

@@ -88,7 +88,7 @@ def asked(
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """The samples of an evaluation."""
-    from longloom.flows.params import parse_policy
+    from longloom.flows.params_evaluate import parse_policy
     from longloom.tasks.longcontext.backends import PolicyBackend
     from longloom.tasks.longcontext.evaluate import build
 

@@ -74,7 +74,8 @@ def one_seed(root: str, seed: int, samples: int, records: int) -> dict[str, Any]
     from prefect import flow
 
     from longloom.flows.evaluate import evaluate
-    from longloom.flows.params import STANDARD_LIBRARY, EvaluateParams, ModelParams
+    from longloom.flows.params import STANDARD_LIBRARY, ModelParams
+    from longloom.flows.params_evaluate import EvaluateParams
     from longloom.flows.params_pipeline import PipelineParams
     from longloom.flows.pipeline import pipeline
     from longloom.kernels.kvcache.heads import HeadProfile

@@ -118,7 +118,8 @@ def one_seed(root: str, seed: int, data: Path) -> dict[str, Any]:
     """Trains and measures."""
     from longloom.flows.evaluate import evaluate
     from longloom.flows.extend import extend
-    from longloom.flows.params import EvaluateParams, ModelParams, RetrievalParams
+    from longloom.flows.params import ModelParams
+    from longloom.flows.params_evaluate import EvaluateParams, RetrievalParams
     from longloom.flows.params_extend import ExtendParams, PackParams
     from longloom.flows.params_tune import TuneParams
     from longloom.flows.rag import rag

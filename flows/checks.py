@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from longloom.flows.params import STANDARD_LIBRARY, EvaluateParams, ModelParams, PretrainParams, RetrievalParams
+from longloom.flows.params import STANDARD_LIBRARY, ModelParams, PretrainParams
 from longloom.flows.params_coreset import CoresetParams
+from longloom.flows.params_evaluate import EvaluateParams, RetrievalParams
 from longloom.flows.sources import RUN_PREFIX, of_run
 from longloom.storage.store import Store
 from longloom.tasks.coreset.task import check_methods

@@ -6,32 +6,26 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 from pydantic import ValidationError
 
-from longloom.flows import cli_coreset, cli_corpus, cli_preference, cli_replicate, cli_training
-from longloom.flows.command import Flat, Json, Store, Tracebacks, Whole, begin, check_file, show
-from longloom.flows.params import (
-    DEFAULT_STORE,
-    EvaluateParams,
-    HeadsParams,
-    JudgeParams,
-    ModelParams,
-    RetrievalParams,
+from longloom.flows import (
+    cli_coreset,
+    cli_corpus,
+    cli_evaluation,
+    cli_preference,
+    cli_replicate,
+    cli_store,
+    cli_training,
 )
+from longloom.flows.command import Flat, Json, Store, Tracebacks, begin
+from longloom.flows.params import DEFAULT_STORE, ModelParams
 from longloom.flows.params_pipeline import PipelineIndexParams, PipelineParams
 from longloom.storage.remote import StoreUnreachable
-
-EvaluatedModel = Annotated[
-    str,
-    Parameter(
-        help="A model folder, a hub name, base, run:ID:LABEL of an earlier run (run:latest:finetune/tagcos), or a"
-        " model's name behind an endpoint."
-    ),
-]
 
 app = App(
     name="longloom",
@@ -44,7 +38,6 @@ app = App(
 )
 
 
-@app.command
 def demo(
     *,
     from_scratch: Annotated[bool, Parameter(negative="", show_default=False)] = False,
@@ -63,7 +56,6 @@ def demo(
     pipeline(params=params, store=store, json=json)
 
 
-@app.command
 def pipeline(
     *,
     params: Annotated[PipelineParams, Flat] = PipelineParams(),  # noqa: B008
@@ -78,195 +70,22 @@ def pipeline(
     show_pipeline(flow(params, store=store), store, as_json=json)
 
 
-for module in (cli_training, cli_corpus, cli_replicate):
-    for registered in module.COMMANDS:
-        app.command(registered)
-app.command(cli_coreset.chosen)
-app.command(cli_preference.prefer)
-
-
-@app.command
-def evaluate(
-    *,
-    evaluate: Annotated[EvaluateParams, Flat] = EvaluateParams(),  # noqa: B008
-    model: EvaluatedModel = "base",
-    store: Store = DEFAULT_STORE,
-    json: Json = False,
-) -> None:
-    """Evaluate a model on a long-context suite, or on any task of lm-eval, under KV policies or behind an endpoint."""
-    begin(store, "torch", "pyarrow.parquet")
-    from longloom.flows.evaluate import evaluate as flow
-    from longloom.flows.show import show_evaluations
-
-    show_evaluations(flow(ModelParams(source=model), evaluate, store=store), store, as_json=json)
-
-
-@app.command
-def rag(
-    *,
-    evaluate: Annotated[EvaluateParams, Flat] = EvaluateParams(),  # noqa: B008
-    retrieval: Annotated[RetrievalParams, Parameter(name="*", group="Retrieval")] = RetrievalParams(),  # noqa: B008
-    model: EvaluatedModel = "base",
-    store: Store = DEFAULT_STORE,
-    json: Json = False,
-) -> None:
-    """Evaluate a model with whole contexts and with what is retrieved of them: chunkings, rankings, k and orders."""
-    begin(store, "torch", "pyarrow.parquet")
-    from longloom.flows.rag import rag as flow
-    from longloom.flows.show import show_evaluations
-
-    show_evaluations(flow(ModelParams(source=model), evaluate, retrieval, store=store), store, as_json=json)
-
-
-@app.command
-def judge(*, judge: Annotated[JudgeParams, Flat], store: Store = DEFAULT_STORE, json: Json = False) -> None:
-    """Compare two models' answers to L-Eval's open-ended questions by a language model, in both orders."""
-    begin(store)
-    from longloom.flows.judge import judge as flow
-    from longloom.flows.show import show_judgement
-
-    show_judgement(flow(judge, store=store), store, as_json=json)
-
-
-@app.command
-def heads(
-    *,
-    heads: Annotated[HeadsParams, Flat] = HeadsParams(),  # noqa: B008
-    model: Annotated[
-        str, Parameter(help="A model folder, a hub name, base, or run:ID:LABEL of an earlier run.")
-    ] = "base",
-    store: Store = DEFAULT_STORE,
-    json: Json = False,
-) -> None:
-    """Find the KV heads that look things up, without any data or from published scores: the profile of KV policies."""
-    begin(store)
-    from longloom.flows.heads import heads as flow
-    from longloom.flows.show import show_heads
-
-    show_heads(flow(ModelParams(source=model), heads, store=store), store, as_json=json)
-
-
-@app.command
-def score(*, suite: str, task: str, predictions: str, data: str | None = None, json: Json = False) -> None:
-    """Score a file of predictions in a suite's official format.
-
-    Args:
-        suite: longbench, longbench-e, longbench-v2, leval, infinitebench, chatrag or ruler.
-        task: The task that the predictions belong to.
-        predictions: JSON Lines; chatrag also takes the official text files.
-        data: Folder of the records, where predictions come without them (chatrag's text files).
-    """
-    from pathlib import Path
-
-    from longloom.evals.scoring import score_file
-
-    show(score_file(suite, task, Path(predictions), data=None if data is None else Path(data)), json)
-
-
-@app.command
-def report(run: str = "latest", *, out: str | None = None, store: Store = DEFAULT_STORE, json: Json = False) -> None:
-    """Make or find the page of a run.
-
-    Args:
-        run: Its id, the beginning of one, or latest.
-        out: Also copy the page to this file.
-    """
-    check_file("--out", out)
-    begin(store)
-    from longloom.flows.report import report as flow
-    from longloom.flows.show import show_report
-
-    show_report(flow(run, store=store), store, out, as_json=json)
-
-
-@app.command
-def compare(first: str, second: str = "latest", *, store: Store = DEFAULT_STORE, json: Json = False) -> None:
-    """Compare the scores and parameters of two pipeline runs.
-
-    Args:
-        first: Id of a run, the beginning of one, or latest: the newest with a report.
-        second: The same of the other.
-    """
-    from longloom.flows.compared import compared
-    from longloom.flows.show import show_comparison
-    from longloom.storage.store import Store
-
-    show_comparison(compared(Store(store), first, second), store, as_json=json)
-
-
-@app.command
-def runs(
-    *,
-    limit: Whole = 20,
-    html: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    store: Store = DEFAULT_STORE,
-    json: Json = False,
-) -> None:
-    """List the runs of a store, newest first.
-
-    Args:
-        limit: Runs to list.
-        html: Also write the store's start page, as longloom pipeline and longloom report do, and say where it lies.
-    """
-    from longloom.flows.show import show_runs
-
-    if limit < 1:
-        raise ValueError(f"--limit {limit}: too small, expected at least 1 run")
-    show_runs(store, limit, html=html, as_json=json)
-
-
-@app.command
-def gc(*, keep: Whole, store: Store = DEFAULT_STORE, json: Json = False) -> None:
-    """Forget all but the newest runs, and delete the artifacts and leftovers that no kept run needs.
-
-    Args:
-        keep: Runs to keep.
-    """
-    from longloom.flows.show import collect
-
-    if keep < 0:
-        raise ValueError(f"--keep {keep}: negative, expected a number of runs")
-    show(collect(store, keep), json)
-
-
-@app.command
-def ui(*, port: Whole = 4200, store: Store = DEFAULT_STORE) -> None:
-    """Serve Prefect's UI over the store's runs, with the deployments of prefect.yaml and a worker, until Ctrl-C.
-
-    Args:
-        port: Of the server, on the loopback interface.
-    """
-    from longloom.flows.runtime import prepare
-
-    prepare(store)  # not quiet: a run's page lives on its log lines
-    from longloom.flows.ui import serve
-
-    serve(store, port=port)
-
-
-@app.command
-def serve(*, queues: list[str] | None = None, store: Store = DEFAULT_STORE) -> None:
-    """Work for the Prefect server that PREFECT_API_URL names, with the deployments of prefect.yaml, until Ctrl-C.
-
-    Args:
-        queues: Work queues to take runs from: default, compute, gpu; all of them by default.
-    """
-    from longloom.flows.runtime import prepare
-
-    prepare(store)
-    from longloom.flows.serve import serve as work
-
-    work(store, queues=queues or [])
-
-
-@app.command
-def doctor(*, store: Store = DEFAULT_STORE, json: Json = False) -> None:
-    """Check the installation, and read every byte of the store."""
-    from longloom.flows.doctor import examine
-
-    healthy = examine(store, as_json=json)
-    if not healthy:
-        sys.exit(1)
+#: What `longloom --help` shows, in this order.
+GROUPS: dict[str, tuple[App | Callable[..., None], ...]] = {
+    "Everything": (demo, pipeline, *cli_replicate.COMMANDS),
+    "Corpus and n-grams": cli_corpus.COMMANDS,
+    "Data and training": (cli_coreset.chosen, *cli_training.COMMANDS, cli_preference.prefer),
+    "Evaluation": cli_evaluation.COMMANDS,
+    "Runs, store and servers": cli_store.COMMANDS,
+}
+for title, members in GROUPS.items():
+    group = Group.create_ordered(title)
+    for member in members:
+        if isinstance(member, App):
+            member.group = group
+            app.command(member)
+        else:
+            app.command(member, group=group)
 
 
 class _Terminated(KeyboardInterrupt):

@@ -10,7 +10,8 @@ from longloom.flows.artifacts import publish_heads, publish_scores
 from longloom.flows.checks import check_evaluated, check_model
 from longloom.flows.contamination import check_records, contamination_of
 from longloom.flows.model import label_of, model_of
-from longloom.flows.params import DEFAULT_STORE, EvaluateParams, ModelParams, parse_policy
+from longloom.flows.params import DEFAULT_STORE, ModelParams
+from longloom.flows.params_evaluate import EvaluateParams, parse_policy
 from longloom.flows.preference import reward_model_of
 from longloom.flows.sources import RUN_PREFIX, of_run
 from longloom.storage.refs import ArtifactRef

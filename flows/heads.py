@@ -6,7 +6,8 @@ from prefect import flow
 
 from longloom.flows.artifacts import publish_heads
 from longloom.flows.model import label_of, model_of
-from longloom.flows.params import DEFAULT_STORE, HeadsParams, ModelParams
+from longloom.flows.params import DEFAULT_STORE, ModelParams
+from longloom.flows.params_evaluate import HeadsParams
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store

@@ -6,7 +6,8 @@ from prefect import flow
 
 from longloom.flows.artifacts import publish_judgement
 from longloom.flows.checks import check_place
-from longloom.flows.params import DEFAULT_STORE, JudgeParams
+from longloom.flows.params import DEFAULT_STORE
+from longloom.flows.params_evaluate import JudgeParams
 from longloom.flows.sources import RUN_PREFIX, of_run
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog

@@ -10,17 +10,15 @@ from longloom.flows.params import (
     STAGES,
     STANDARD_LIBRARY,
     CorpusParams,
-    EvaluateParams,
     FinetuneParams,
     IndexParams,
     InstructionsParams,
     ModelParams,
     Params,
-    RetrievalParams,
     StageName,
-    parsed_policies,
 )
 from longloom.flows.params_coreset import CoresetParams
+from longloom.flows.params_evaluate import EvaluateParams, RetrievalParams, parsed_policies
 
 
 class PipelineIndexParams(IndexParams):

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from longloom.flows.params import Params, ServerParams
+from longloom.flows.params import Params
+from longloom.flows.params_evaluate import ServerParams
 
 
 class PreferenceEvaluationParams(Params):

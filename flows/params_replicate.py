@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from longloom.flows.params import EvaluateParams, Params, parsed_policies
+from longloom.flows.params import Params
 from longloom.flows.params_coreset import CoresetParams
+from longloom.flows.params_evaluate import EvaluateParams, parsed_policies
 from longloom.flows.params_extend import ExtendParams, PackParams
 from longloom.flows.params_pipeline import TracingParams
 from longloom.flows.params_preference import ComparisonsParams

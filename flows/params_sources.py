@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from longloom.flows.params import Params, ServerParams
+from longloom.flows.params import Params
+from longloom.flows.params_evaluate import ServerParams
 
 _INDEX = "run:ID:LABEL or folder of an n-gram index; the newest of the store by default"
 

@@ -17,14 +17,8 @@ from longloom.flows.coreset import coresets_of
 from longloom.flows.evaluate import check_evaluation, evaluations_of
 from longloom.flows.index import tokenizer_of
 from longloom.flows.model import model_of
-from longloom.flows.params import (
-    DEFAULT_STORE,
-    STAGES,
-    STANDARD_LIBRARY,
-    EvaluateParams,
-    StageName,
-    parse_policy,
-)
+from longloom.flows.params import DEFAULT_STORE, STAGES, STANDARD_LIBRARY, StageName
+from longloom.flows.params_evaluate import EvaluateParams, parse_policy
 from longloom.flows.params_pipeline import PipelineParams
 from longloom.flows.rag import check_rag, retrieved
 from longloom.flows.traced import explained, flagged, memorized

@@ -10,7 +10,8 @@ from prefect import flow
 
 from longloom.flows.checks import check_encoder
 from longloom.flows.evaluate import check_evaluation, check_start, evaluations_of, model_and_label
-from longloom.flows.params import DEFAULT_STORE, EndpointParams, EvaluateParams, ModelParams, RetrievalParams
+from longloom.flows.params import DEFAULT_STORE, ModelParams
+from longloom.flows.params_evaluate import EndpointParams, EvaluateParams, RetrievalParams
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store

@@ -16,16 +16,8 @@ from longloom.flows.checks import check_coreset, check_model, check_sources
 from longloom.flows.evaluate import evaluations_of
 from longloom.flows.index import tokenizer_of
 from longloom.flows.model import model_of
-from longloom.flows.params import (
-    DEFAULT_STORE,
-    STANDARD_LIBRARY,
-    CorpusParams,
-    EvaluateParams,
-    InstructionsParams,
-    ModelParams,
-    RetrievalParams,
-    parse_policy,
-)
+from longloom.flows.params import DEFAULT_STORE, STANDARD_LIBRARY, CorpusParams, InstructionsParams, ModelParams
+from longloom.flows.params_evaluate import EvaluateParams, RetrievalParams, parse_policy
 from longloom.flows.params_pipeline import PipelineIndexParams, TracingParams
 from longloom.flows.params_preference import RewardParams
 from longloom.flows.params_preference_evaluation import PreferenceEvaluationParams

@@ -10,7 +10,8 @@ from typing import Any
 
 from longloom.storage.manifest import MANIFEST
 from longloom.storage.stats import Stats
-from longloom.tasks.replicate.claims import CLAIMS, PAPERS, Claim
+from longloom.tasks.replicate.claim import Claim
+from longloom.tasks.replicate.claims import CLAIMS, PAPERS
 from longloom.tasks.replicate.measures import MEASURES, Evidence, Missing
 from longloom.tasks.replicate.page import page
 from longloom.tasks.replicate.words import markdown

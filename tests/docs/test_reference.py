@@ -13,7 +13,7 @@ from rich.console import Console
 
 from longloom.evals.registry import suite_names
 from longloom.flows.cli import app
-from longloom.flows.params import EvaluateParams
+from longloom.flows.params_evaluate import EvaluateParams
 from longloom.flows.params_pipeline import PipelineParams
 from longloom.kernels.kvcache import registry as policies
 from longloom.tasks.coreset import registry as methods

@@ -11,8 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from longloom.flows import cli
-from longloom.flows.params import EvaluateParams, IndexParams
+from longloom.flows.params import IndexParams
 from longloom.flows.params_coreset import CoresetParams
+from longloom.flows.params_evaluate import EvaluateParams
 from longloom.flows.params_pipeline import PipelineParams
 from longloom.storage.runs import RunLog
 from longloom.storage.stats import Stats

@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from longloom.flows.evaluate import evaluate
-from longloom.flows.params import EvaluateParams, ModelParams
+from longloom.flows.params import ModelParams
+from longloom.flows.params_evaluate import EvaluateParams
 from longloom.flows.params_pipeline import PipelineParams
 from longloom.flows.report import report
 from longloom.storage.refs import ArtifactRef

@@ -11,17 +11,15 @@ from pydantic import ValidationError
 from longloom.flows.params import (
     STAGES,
     CorpusParams,
-    EvaluateParams,
     FinetuneParams,
-    HeadsParams,
     IndexParams,
     InstructionsParams,
     ModelParams,
     Params,
     PretrainParams,
-    parse_policy,
 )
 from longloom.flows.params_coreset import CoresetParams
+from longloom.flows.params_evaluate import EvaluateParams, HeadsParams, parse_policy
 from longloom.flows.params_pipeline import PipelineParams
 from longloom.flows.params_tune import TuneParams
 

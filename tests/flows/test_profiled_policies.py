@@ -11,7 +11,8 @@ import pytest
 
 import longloom.evals.lm as lm_module
 from longloom.flows.evaluate import evaluate
-from longloom.flows.params import EvaluateParams, ModelParams
+from longloom.flows.params import ModelParams
+from longloom.flows.params_evaluate import EvaluateParams
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import list_runs
 from longloom.storage.store import Store

@@ -12,7 +12,8 @@ import pytest
 
 import longloom.evals.lm as lm_module
 from longloom.flows.evaluate import evaluate
-from longloom.flows.params import EvaluateParams, ModelParams, RetrievalParams
+from longloom.flows.params import ModelParams
+from longloom.flows.params_evaluate import EvaluateParams, RetrievalParams
 from longloom.flows.rag import rag
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import get_run, list_runs

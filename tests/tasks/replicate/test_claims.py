@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from longloom.flows.params_replicate import PAPERS as ASKED
-from longloom.tasks.replicate.claims import CLAIMS, PAPERS, Claim, Rule
+from longloom.tasks.replicate.claim import Claim, Rule
+from longloom.tasks.replicate.claims import CLAIMS, PAPERS
 from longloom.tasks.replicate.measures import MEASURES
 
 ROOT = Path(__file__).resolve().parents[3]

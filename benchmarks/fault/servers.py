@@ -1,0 +1,177 @@
+"""Many flow runs, and many task runs, against one Prefect server; its pages in Chromium."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fault.commands import SECONDS, Row, environment, wait
+from longloom.storage.runs import list_runs
+from longloom.storage.store import Store
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@contextlib.contextmanager
+def prefect_server(folder: Path) -> Iterator[str]:
+    """`prefect server start` on SQLite, with the settings of `longloom ui`; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    own = {"PREFECT_HOME": str(folder / "prefect"), "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false"}
+    own |= {"PREFECT_SERVER_API_HOST": "127.0.0.1", "PREFECT_SERVER_API_PORT": str(port), "DO_NOT_TRACK": "1"}
+    own |= {"PREFECT_API_URL": f"{address}/api", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    command = [str(Path(sys.executable).with_name("prefect")), "server", "start"]
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(command, env=environment(**own), stdout=log, stderr=log, start_new_session=True)
+
+    def healthy() -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/api/health", timeout=5):
+            return True
+        return False
+
+    try:
+        wait(healthy, "the server did not start")
+        yield address
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def ask(address: str, what: str, **content: Any) -> Any:
+    """All rows of the server's answer."""
+    found: list[Any] = []
+    while True:
+        body = json.dumps({**content, "limit": 200, "offset": len(found)}).encode()
+        request = urllib.request.Request(f"{address}/api/{what}/filter", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            rows = json.load(answer)
+        found += rows
+        if len(rows) < 200:
+            return found
+
+
+FIFTY = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from longloom.flows.index import build_index
+from longloom.flows.params import CorpusParams, IndexParams
+
+def one(number):
+    place = Path(sys.argv[1]) / f"corpus-{number % 25}.txt"
+    corpus = CorpusParams(sources=[str(place)])
+    index = IndexParams(tokenizer="bytes", threads=1, memory_gib=0.5)
+    return build_index(corpus, index, store=str(Path(sys.argv[1]) / "store")).digest
+
+with ThreadPoolExecutor(50) as pool:
+    digests = list(pool.map(one, range(50)))
+assert digests[:25] == digests[25:]
+"""
+
+
+def fifty_runs(folder: Path) -> Row:
+    """50 flow runs of 25 indexes, all at once in one process, against one server on SQLite."""
+    for number in range(25):
+        (folder / f"corpus-{number}.txt").write_text(f"corpus number {number}\n" * 50)
+    with prefect_server(folder) as address:
+        own = environment(PREFECT_API_URL=f"{address}/api", LONGLOOM_QUIET="1", PREFECT_LOGGING_LEVEL="CRITICAL")
+        done = subprocess.run(
+            [sys.executable, "-c", FIFTY, str(folder)], env=own, capture_output=True, text=True, timeout=SECONDS * 2
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        states = [run["state_type"] for run in ask(address, "flow_runs")]
+    store = Store(folder / "store")
+    assert states == ["COMPLETED"] * 50, states
+    assert [run.state for run in list_runs(store)] == ["completed"] * 50
+    assert len(list(store.root.glob("artifacts/index/*"))) == 25
+    return Row(
+        "50 flow runs at once",
+        "50 threads, each of 25 indexes asked for twice, one server on SQLite",
+        "50 Completed in the UI and `completed` in the store; 25 indexes, each built once",
+    )
+
+
+SHARDS = """
+import sys, psutil
+from prefect import flow
+from longloom.storage.stats import Stats
+from longloom.storage.store import Store
+from longloom.tasks.stage import stage
+
+@stage("shard", version=1)
+def shard(work, *, number):
+    (work.out / "data").write_text(str(number) * 1000)
+    return Stats(counts={"bytes": 1000})
+
+@flow(name="shards")
+def shards():
+    store = Store(sys.argv[1])
+    for number in range(500):
+        shard(store, label=str(number), number=number)
+        if number % 100 == 99:
+            print(psutil.Process().memory_info().rss >> 20, flush=True)
+
+shards()
+"""
+
+
+def five_hundred_shards(folder: Path) -> Row:
+    """500 task runs in one flow run: the flow process's memory, and how long its page takes to open."""
+    with prefect_server(folder) as address:
+        own = environment(PREFECT_API_URL=f"{address}/api", LONGLOOM_QUIET="1", PREFECT_LOGGING_LEVEL="CRITICAL")
+        code = [sys.executable, "-c", SHARDS, str(folder / "store")]
+        done = subprocess.run(code, env=own, capture_output=True, text=True, timeout=SECONDS * 2)
+        assert done.returncode == 0, done.stderr[-2000:]
+        resident = [int(line) for line in done.stdout.split()]
+        (run,) = ask(address, "flow_runs")
+        # The server takes task runs' events one by one, after the flow has gone on; the last few are told as it ends.
+        wait(
+            lambda: sum(task["state_type"] == "COMPLETED" for task in ask(address, "task_runs")) >= 495,
+            "the server does not know that the shards are completed",
+        )
+        page = "no chromium here"
+        if CHROMIUM is not None:
+            seconds = opened(f"{address}/v2/runs/flow-run/{run['id']}", folder, run["name"])
+            page = f"its page opens in {seconds:.1f} s"
+    assert resident[-1] - resident[0] < 40, resident
+    megabytes = ", ".join(map(str, resident))
+    return Row(
+        "a flow run with 500 shards",
+        "500 task runs one after another; its page in Chromium",
+        f"flow process after each hundred: {megabytes} MiB; {page}",
+    )
+
+
+def opened(address: str, folder: Path, expected: str) -> float:
+    """Seconds that a page takes beyond an empty one, the least of three."""
+    assert CHROMIUM is not None
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags += [f"--user-data-dir={folder / 'chromium'}", "--virtual-time-budget=5000", "--dump-dom"]
+
+    def once(page: str) -> tuple[float, str]:
+        started = time.monotonic()
+        done = subprocess.run([str(CHROMIUM), *flags, page], capture_output=True, text=True, timeout=120)
+        return time.monotonic() - started, done.stdout
+
+    once("about:blank")  # makes its profile
+    empty = min(once("about:blank")[0] for _ in range(3))
+    shown = [once(address) for _ in range(3)]
+    assert any(expected in text for _, text in shown), "the page does not name the run"
+    return min(seconds for seconds, text in shown if expected in text) - empty
