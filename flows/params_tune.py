@@ -98,6 +98,13 @@ class TuneParams(Params):
         " examples of all stages in one random order, as the third stage trains",
     )
     batch: int = Field(default=8, ge=1, description="examples a step; ChatQA 2's is 32")
+    tuning: Literal["full", "lora"] = Field(
+        default="full",
+        description="all weights, as ChatQA 2, or adapters on the attention, merged at the end of each stage",
+    )
+    rank: int = Field(default=16, ge=1, description="of LoRA")
+    alpha: int = Field(default=32, ge=1, description="of LoRA")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of LoRA")
     accumulate: int = Field(default=1, ge=1, description="parts that a step's examples are read in")
     recompute: bool = Field(
         default=False, description="keep each layer's input alone and compute the rest again (gradient checkpointing)"

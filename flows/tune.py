@@ -53,6 +53,8 @@ def tune(
         check_lengths(place, network, {name: stage.max_length for name, stage in stages.items()})
         sets = _sets(place, log, network, corpus, tune, used)
         options = tune.model_dump(include={"batch", "accumulate", "recompute", "offload", "seed"})
+        if tune.tuning == "lora":  # of no other tuning's key
+            options["lora"] = tune.model_dump(include={"rank", "alpha", "dropout"})
         made: dict[str, ArtifactRef] = {}
 
         def part(name: str, blend: dict[str, float]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A stage of instruction tuning on a blend of conversations, all weights, the loss on answers alone.
+"""A stage of instruction tuning on a blend of conversations, all weights or adapters, the loss on answers alone.
 
 ChatQA 2 (arXiv 2407.14482, section 3.2) has three: instructions, conversations with a context, the latter with long
 documents among them. Each is a part here: one part is a stage; all three as parts of one training are the all-in-one
@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from longloom.kernels.huggingface.load import load_model
@@ -27,7 +28,7 @@ from longloom.tasks.training.blend import draw
 from longloom.tasks.training.chatqa_prompt import CHAT_TEMPLATE, Encoded, encode
 from longloom.tasks.training.checkpoints import leave_kept
 from longloom.tasks.training.conversations import NAME, SCHEMA
-from longloom.tasks.training.finetune import ROWS, SAVES, WARMUP_SHARE
+from longloom.tasks.training.finetune import ROWS, SAVES, WARMUP_SHARE, with_lora
 from longloom.tasks.training.loop import Batch, linear, train, write_rows
 from longloom.tasks.training.mix import IGNORE
 from longloom.tasks.training.sft import epoch_batches, pad
@@ -64,6 +65,7 @@ def build(
     recompute: bool,
     offload: bool,
     seed: int,
+    lora: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Stats:
     """Trains and writes a model folder with `training.parquet` and `blend.parquet`.
@@ -80,7 +82,9 @@ def build(
         learning_rate: peak; linear warm-up over 3% of the steps, linear to 0.
         recompute: gradient checkpointing, MLPs and loss in tiles: exact, for sequences that need the memory.
         offload: with it, what is kept of the layers waits in host memory.
-        seed: of draws and order.
+        seed: of draws, order and adapters.
+        lora: `rank`, `alpha` and `dropout` of adapters on the attention, trained in place of the weights and merged into
+            them at the end; None trains all weights.
         progress: real tokens seen.
 
     Raises:
@@ -106,13 +110,14 @@ def build(
         )
 
     torch.manual_seed(seed)
+    trained = network if lora is None else with_lora(network, **lora)
     steps = len(batches)
     with ExitStack() as stack:
         if recompute:
             network.activation_checkpointing_enable({"use_reentrant": False})
             stack.enter_context(minisequence(network, offload=offload))
         logged = train(
-            network,
+            trained,
             make,
             [0, *itertools.accumulate(sum(len(examples[row].ids) for row in rows) for rows in batches)],
             linear(steps, peak=learning_rate, final=0.0, warmup=max(1, round(WARMUP_SHARE * steps))),
@@ -126,7 +131,8 @@ def build(
             tokenizer=tokenizer,
             progress=progress,
         )
-    network.save_pretrained(out)
+    merged = trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
+    merged.save_pretrained(out)
     tokenizer.save_pretrained(out)
     write_rows(logged, out)
     pq.write_table(pa.Table.from_pylist(table, BLEND), out / "blend.parquet", compression="zstd")

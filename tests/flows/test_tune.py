@@ -79,6 +79,16 @@ def test_three_stages_and_what_they_are_compared_with(run: Run, inputs: Path, se
     assert [run.stages for run in list_runs(store)[:2]] == [stages, stages]
 
 
+def test_adapters_are_another_stage_and_their_options_are_of_no_other(
+    run: Run, inputs: Path, sets: Path, store: Store
+) -> None:
+    assert [call(run, inputs, sets, *more).code for more in ((), ("--rank", "4"), ("--tuning", "lora"))] == [0, 0, 0]
+    found = [one.stages["tune/long"] for one in list_runs(store)]
+    assert found[1] == found[2]
+    assert found[0].digest != found[1].digest
+    assert store.manifest(found[0]).parameters["lora"] == {"rank": 16, "alpha": 32, "dropout": 0.0}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

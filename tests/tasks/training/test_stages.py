@@ -183,6 +183,23 @@ def test_recompute_changes_nothing_but_rounding(wide: Path, sets: dict[str, Path
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_adapters_are_merged_into_the_attention_alone(
+    wide: Path, sets: dict[str, Path], tmp_path: Path, contents: Contents, recompute: bool
+) -> None:
+    options: dict[str, Any] = {"lora": {"rank": 2, "alpha": 8, "dropout": 0.1}, "recompute": recompute}
+    build(wide, sets, tmp_path / "a", **options)
+    build(wide, sets, tmp_path / "b", **options)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    before, after = (load_file(folder / "model.safetensors") for folder in (wide, tmp_path / "a"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "self_attn" in name}
+    for name in changed:
+        assert int(torch.linalg.matrix_rank((after[name] - before[name]).double(), rtol=1e-4)) == 2, name
+    LlamaForCausalLM.from_pretrained(tmp_path / "a")
+
+
 def test_a_killed_stage_ends_with_the_same_bytes(
     wide: Path, sets: dict[str, Path], tmp_path: Path, contents: Contents
 ) -> None:
