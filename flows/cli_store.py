@@ -38,7 +38,8 @@ def compare(first: str, second: str = "latest", *, store: Store = DEFAULT_STORE,
     from longloom.flows.show import show_comparison
     from longloom.storage.store import Store
 
-    show_comparison(compared(Store(store), first, second), store, as_json=json)
+    ref, ids = compared(Store(store), first, second)
+    show_comparison(ref, ids, store, as_json=json)
 
 
 def runs(

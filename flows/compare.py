@@ -15,7 +15,7 @@ from longloom.storage.store import Store
 def compare(first: str, second: str, store: str = DEFAULT_STORE) -> ArtifactRef:
     """Scores of two pipeline runs, their differences with intervals, and what differs in their parameters."""
     place = Store(store)
-    ref = compared(place, first, second)
+    ref, runs = compared(place, first, second)
     text = (place.open(ref) / "compare.md").read_text(encoding="utf-8")
-    create_markdown_artifact(markdown=text, key="compare", description=f"{first} and {second}")
+    create_markdown_artifact(markdown=text, key="compare", description=" and ".join(runs))
     return ref

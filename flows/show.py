@@ -214,12 +214,14 @@ def show_report(ref: ArtifactRef, store: str, out: str | None, *, as_json: bool)
     show({"report": ref, "page": str(page)} if as_json else {"report": str(page)}, as_json=as_json)
 
 
-def show_comparison(ref: ArtifactRef, store: str, *, as_json: bool) -> None:
-    """The comparison as text or JSON."""
+def show_comparison(ref: ArtifactRef, runs: tuple[str, str], store: str, *, as_json: bool) -> None:
+    """The comparison as text, under the ids of its runs, or as JSON."""
     folder = Store(store).open(ref)
     if as_json:
         sys.stdout.write((folder / "compare.json").read_text(encoding="utf-8"))
         return
+    for name, run in zip("ab", runs, strict=True):
+        console().print(f"{name}: run {run}")
     sys.stdout.write((folder / "compare.txt").read_text(encoding="utf-8"))
     console().print(f"page  {folder / 'index.html'}")
 

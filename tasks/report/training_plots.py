@@ -35,7 +35,8 @@ def schedule_curves(runs: Mapping[str, Numbers], colours: Mapping[str, str]) -> 
             axes.set_ylabel(title)
             for run, curve in told.items():
                 values = [float("nan") if value is None else value for value in curve[name]]
-                axes.plot(curve["tokens"], values, color=colours[run], lw=1.2)
+                marker = "o" if len(values) == 1 else ""  # a line of one point is none
+                axes.plot(curve["tokens"], values, color=colours[run], lw=1.2, marker=marker, ms=4.5)
                 said = f"{shorten(run, 30)}: {title} " if len(told) > 1 else f"{title} "
                 pairs = zip(curve["tokens"], values, strict=True)
                 canvas.tell_line(

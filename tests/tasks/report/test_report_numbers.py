@@ -100,6 +100,13 @@ def test_a_gradient_norm_that_is_not_finite_is_left_out(tmp_path):
         assert schedule_curves({"a": {"curve": absent}}, {"a": NEUTRAL}) == ""
 
 
+def test_a_training_of_one_step_is_a_mark():
+    one = {"tokens": [8], "loss": [3.0], "learning_rate": [0.1], "grad_norm": [0.5]}
+    two = {name: values * 2 for name, values in one.items()} | {"tokens": [8, 16]}
+    drawn = [schedule_curves({"a": {"curve": curve}}, {"a": "#cc0000"}) for curve in (one, two)]
+    assert [svg.count("fill: #cc0000") > 0 for svg in drawn] == [True, False]
+
+
 def test_speed_is_that_of_all_tokens(tmp_path):
     assert speed_numbers(tmp_path) is None
     columns = {"step": [2, 4], "tokens": [300, 400], "seconds": [1.0, 3.0], "tokens_per_second": [300.0, 100 / 3]}
