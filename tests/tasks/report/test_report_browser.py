@@ -201,7 +201,9 @@ def test_a_number_leads_to_its_artifact_and_its_parameters(report):
     href = report.run("document.querySelector('#evaluation td a').getAttribute('href')")
     report.click("#evaluation td a")
     opened = f"document.querySelector('details[id=\"{href[1:]}\"]')"
-    assert report.run(f"{opened}.open && {opened}.parentElement.closest('details').open")
+    report.until(
+        f"{opened}.open && {opened}.parentElement.closest('details').open"
+    )  # once the page knows of the address
     assert report.run(f"{opened}.querySelector('summary').textContent").startswith("evaluation/base/longbench/")
     assert "lora.rank" in report.run(f"{opened}.textContent")
     place = report.run(f"{opened}.querySelector('[data-place] a').getAttribute('href')")
