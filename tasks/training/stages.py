@@ -83,8 +83,8 @@ def build(
         recompute: gradient checkpointing, MLPs and loss in tiles: exact, for sequences that need the memory.
         offload: with it, what is kept of the layers waits in host memory.
         seed: of draws, order and adapters.
-        lora: `rank`, `alpha` and `dropout` of adapters on the attention, trained in place of the weights and merged into
-            them at the end; None trains all weights.
+        lora: `rank`, `alpha` and `dropout` of adapters on the attention, trained in place of the weights and merged
+            into them at the end; None trains all weights.
         progress: real tokens seen.
 
     Raises:
