@@ -34,7 +34,7 @@ def _import_warmup(work: Work, *, warmup: str) -> Stats:
     return build(work.inputs["model"], Path(warmup), work.out)
 
 
-@stage("coreset", version=2, runtime=("threads", "workers"))
+@stage("coreset", version=3, runtime=("threads", "workers"))
 def _select(work: Work, **options: Any) -> Stats:
     from longloom.tasks.coreset.select import build
 

@@ -82,7 +82,9 @@ def test_tables(toy, made: Path, tmp_path: Path) -> None:
     picked = coreset.column("index").to_pylist()
     assert picked == sorted(set(picked))
     assert coreset.drop_columns(["weight"]).equals(everything.take(picked))
-    assert sum(coreset.column("weight").to_pylist()) == pytest.approx(4)
+    weights = coreset.column("weight").to_pylist()
+    assert sum(weights) == pytest.approx(4)
+    assert weights == [round(weight, 9) for weight in weights]  # alike on processors that add up in another order
     assert stats.counts == {"pool": 10, "examples": 4, "clusters": 3, "without_gradient": 1, "filled": 0}
     sources = stats.values["sources"]
     assert sum(one["picked"] for one in sources.values()) == 4
