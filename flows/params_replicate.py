@@ -41,7 +41,7 @@ class ReplicatePackParams(PackParams):
     separator: Literal["text", "special", "mask"] = Field(
         default="special", description=PackParams.model_fields["separator"].description
     )
-    tokens: int | None = Field(default=150_000, ge=1, description=PackParams.model_fields["tokens"].description)
+    tokens: int | None = Field(default=800_000, ge=1, description=PackParams.model_fields["tokens"].description)
 
 
 class ReplicateExtendParams(ExtendParams):
@@ -62,7 +62,7 @@ class NeedleParams(Params):
         default=[10, 30, 50, 70, 90], min_length=1, description=EvaluateParams.model_fields["depths"].description
     )
     samples: int = Field(default=6, ge=1, description="a depth within the window, for each seed")
-    samples_beyond: int = Field(default=2, ge=1, description="a depth and length beyond it, for each seed")
+    samples_beyond: int = Field(default=4, ge=1, description="a depth and length beyond it, for each seed")
     style: Literal["prose", "code"] = Field(
         default="code", description=EvaluateParams.model_fields["style"].description
     )
@@ -74,8 +74,14 @@ class NeedleParams(Params):
         default="longcache:local=256,spans=7",
         description="LongCache with a scope smaller than the needles within the window; by default half of the demo's",
     )
-    longcache: str = Field(default="longcache", description="LongCache beyond the window")
-    streaming: str = Field(default="streaming:sink=32,window=512", description="what it is compared with there")
+    longcache: str = Field(
+        default="longcache:local=256,span=16",
+        description="LongCache beyond the window; `longcache` alone has the paper's spans of 32 tokens",
+    )
+    streaming: str = Field(
+        default="streaming:sink=32,window=992",
+        description="what it is compared with there, and a window's worth of text; by default the demo's window",
+    )
 
     @field_validator("razor", "scope", "longcache", "streaming")
     @classmethod
@@ -93,8 +99,13 @@ class ReplicateParams(Params):
     finetune: ReplicateFinetuneParams = ReplicateFinetuneParams()
     needle: NeedleParams = NeedleParams()
     records: int = Field(default=24, ge=1, description="evaluation records a task, for retrieval")
+    characters: list[Annotated[int, Field(ge=600)]] = Field(
+        default=[3000, 4000, 4500],
+        min_length=1,
+        description="of the records' contexts, in turn; more than the old window holds, less than the extended one",
+    )
     chunks: list[Annotated[int, Field(ge=1)]] = Field(
-        default=[1, 2, 4, 8], min_length=2, description="retrieved chunks that the model reads, fewest to most"
+        default=[1, 2, 4, 6], min_length=2, description="retrieved chunks that the model reads, fewest to most"
     )
     chunk_words: int = Field(default=20, ge=1, description="words of a chunk")
     pack: ReplicatePackParams = ReplicatePackParams()

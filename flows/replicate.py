@@ -22,7 +22,6 @@ from longloom.flows.params_pipeline import PipelineIndexParams, TracingParams
 from longloom.flows.params_preference import RewardParams
 from longloom.flows.params_preference_evaluation import PreferenceEvaluationParams
 from longloom.flows.params_replicate import ReplicateComparisonsParams, ReplicateParams
-from longloom.flows.pipeline import RECORD_CHARACTERS
 from longloom.flows.preference import SIDES, comparisons_of
 from longloom.flows.prove import proof_of
 from longloom.flows.rag import retrieved
@@ -89,13 +88,13 @@ class _Replication:
         self.evidence["proof"] = found["proof"]
         self.sections |= {label: ref for label, ref in found.items() if label != "held-out"}
 
-    def tuned(self, seed: int) -> ArtifactRef:
-        """The model of the whole pool but its held-out part: the same training as the proof's."""
+    def tuned(self, seed: int, longer: ArtifactRef | None = None) -> ArtifactRef:
+        """The model of the whole pool but its held-out part, trained as the proof's; of `longer`, if that is given."""
         proof, options = self.params.proof(), self.params.finetune.model_dump() | {"seed": seed}
         shares: dict[str, Any] = {"share": proof.held_out, "seed": proof.split_seed}
         train = self.log.add("train", split(self.store, self.pool, part="train", **shares))
-        label = f"all/1/{seed}"
-        made = finetune(self.store, self.model, train, None, label=label, **options)
+        label = f"all/1/{seed}" if longer is None else f"extended/{seed}"
+        made = finetune(self.store, longer or self.model, train, None, label=label, **options)
         return self.log.add(f"finetune/{label}", made)
 
     def minisequence(self) -> None:
@@ -139,39 +138,45 @@ class _Replication:
         wanted = self.params.pack
         positions = self.params.extend.model_dump(include={"rope", "base"})
         check_extension(self.store, self.model, length=wanted.length, separator=wanted.separator, **positions)
-        # Once, with the tokenizer that all of them have; the seed drives their order.
         packed = pack(self.store, self.model, self.documents, label=f"{wanted.length}", **wanted.model_dump())
         self.sections["packed"] = self.log.add("packed", packed)
-        for seed in range(self.params.seeds):
-            self._extension(seed, packed)
-            self._retrieval(seed)
+        options = self.params.extend.model_dump(exclude={"texts"})
+        longer = extend_task(self.store, self.model, packed, label=f"{wanted.length}", **options)
+        self.sections["extended"] = self.log.add("extended", longer)
+        self._reading(longer)
+        for seed in range(self.params.seeds):  # the window first, then the instructions, as the paper has it
+            tuned = self.tuned(seed, longer)
+            lengths = [self.params.needle.within, wanted.length - 16]
+            for name, model in (("before", self.tuned(seed)), ("after", tuned)):
+                role, own = f"extension/{name}", f"seed-{seed}-{name}"
+                self._needles(role, seed, model, {"full": "full"}, label=own, part="long", lengths=lengths)
+            self._retrieval(seed, tuned)
 
-    def _extension(self, seed: int, packed: ArtifactRef) -> None:
-        """Needles and perplexity at the end of the longer window, before and after; limited to the old one, too."""
-        label, length, start = f"seed-{seed}", self.params.pack.length, self.tuned(seed)
-        options = self.params.extend.model_dump(exclude={"texts"}) | {"seed": self.params.extend.seed + seed}
-        longer = extend_task(self.store, start, packed, label=f"{length}-{seed}", **options)
-        self.sections.setdefault("extended", self.log.add(f"extended/{seed}", longer))
-        lengths = [self.params.needle.within, length - 16]
-        for name, model in (("before", start), ("after", longer)):
-            role, own = f"extension/{name}", f"{label}-{name}"
-            self._needles(role, seed, model, {"full": "full"}, label=own, part="long", lengths=lengths)
+    def _reading(self, longer: ArtifactRef) -> None:
+        """Perplexity to the end of the longer window, and of the same model where it sees a window's worth alone."""
         if self.text is None or not self.params.extend.texts:
             return
         limited = self.params.needle.streaming
-        for name, model, policy in (("before", start, "full"), ("limited", start, limited), ("after", longer, "full")):
-            found = self._perplexity(model, self.text, f"{label}/{name}", length=length, policy=policy)
-            self.evidence[f"extension/positions/{name}/{seed}"] = found
+        for name, model, policy in (
+            ("before", self.model, "full"),
+            ("limited", longer, limited),
+            ("after", longer, "full"),
+        ):
+            length = self.params.pack.length
+            found = self._perplexity(model, self.text, f"extension/{name}", length=length, policy=policy)
+            self.evidence[f"extension/positions/{name}/0"] = found
             if name != "limited":
-                self.sections.setdefault(f"positions/{name}", found)
+                self.sections[f"positions/{name}"] = found
 
-    def _retrieval(self, seed: int) -> None:
+    def _retrieval(self, seed: int, model: ArtifactRef) -> None:
         """Look-ups in held-out modules: whole contexts, and ever more of their chunks."""
-        label, model = f"seed-{seed}", self.tuned(seed)
-        made = make_records(self.store, records_per_task=self.params.records, characters=RECORD_CHARACTERS, seed=seed)
+        label = f"seed-{seed}-after"
+        made = make_records(
+            self.store, records_per_task=self.params.records, characters=self.params.characters, seed=seed
+        )
         asked: dict[str, Any] = {"suite": "records", "data": self.log.add(f"records/{seed}", made), "tasks": LOOKED_UP}
         params = EvaluateParams(suite="records", batch=self.params.batch)
-        look = RetrievalParams(sizes=[self.params.chunk_words], k=self.params.chunks)
+        look = RetrievalParams(sizes=[self.params.chunk_words], k=self.params.chunks, orders=["document"])
         for passages in (None, *retrieved(self.store, self.log, model, params, look, **asked)):
             role = "whole" if passages is None else f"k={passages.k}"
             found = evaluations_of(self.store, self.log, label, model, params, passages=passages, **asked)

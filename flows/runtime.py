@@ -24,11 +24,13 @@ from filelock import FileLock
 from longloom.storage.remote import local_folder
 
 #: Set unless the user set them. Telemetry is off in what we start; a cold ephemeral database takes 20-27 s to come up,
-#: more than Prefect's patience.
+#: more than Prefect's patience; and a server on SQLite answers 503 to some of dozens of runs at once, which by default
+#: try for a minute (2, 4, 8 ... s), here for four.
 _DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_CLIENT_MAX_RETRIES": "7",
     "TOKENIZERS_PARALLELISM": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }

@@ -71,6 +71,9 @@ FIFTY = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from longloom.flows.runtime import prepare
+
+prepare(Path(sys.argv[1]) / "store")  # as every command does
 from longloom.flows.index import build_index
 from longloom.flows.params import CorpusParams, IndexParams
 

@@ -20,8 +20,9 @@ Values = tuple[float, ...]
 #: Samples of a preference from which a profile is inferred, where the paper calls it useful.
 FEW = 2
 #: Needles within the window, in per cent, that a model must find for a loss of some to tell anything; the same of
-#: looked-up answers; points of accuracy by which a reward model must use the context for a wrong one to matter.
-FOUND, ANSWERED, HEARD = 20.0, 10.0, 5.0
+#: looked-up answers; points of accuracy by which a reward model must use the context for a wrong one to matter; rank
+#: correlation of a model's answers with its corpus for another correlation to be compared with it.
+FOUND, ANSWERED, HEARD, KNOWN = 20.0, 10.0, 5.0, 0.05
 #: Rows of a table.
 Rows = list[dict[str, Any]]
 
@@ -125,12 +126,20 @@ def _ngrams_knowledge(found: Evidence) -> Values:
     return tuple(_correlations(found, "knowledge"))
 
 
+def _memorized(found: Evidence) -> list[float]:
+    """The correlations on facts, if they are there to be compared."""
+    values = _correlations(found, "knowledge")
+    if _mean(values) < KNOWN:
+        raise Missing(f"on facts there is no correlation ({_mean(values):.3f}) that another one could be compared with")
+    return values
+
+
 def _ngrams_tasks(found: Evidence) -> Values:
-    return _less(_correlations(found, "knowledge"), _correlations(found, "translation"))
+    return _less(_memorized(found), _correlations(found, "translation"))
 
 
 def _ngrams_size(found: Evidence) -> Values:
-    return _less(_correlations(found, "knowledge"), _correlations(found, "knowledge", small=True))
+    return _less(_memorized(found), _correlations(found, "knowledge", small=True))
 
 
 # ---- TAGCOS
@@ -256,15 +265,11 @@ def _scope(found: Evidence) -> Values:
 
 
 def _far(found: Evidence, policy: str) -> Values:
-    return _share(found.scores(f"beyond/{policy}", beyond=True), _near(found))
-
-
-def _near(found: Evidence) -> list[float]:
-    return _found(found.scores("beyond/full", beyond=False), "full attention")
+    return _share(found.scores(f"beyond/{policy}", beyond=True), _full(found))
 
 
 def _streaming(found: Evidence) -> Values:
-    _near(found)
+    _full(found)
     return _less(found.scores("beyond/longcache", beyond=True), found.scores("beyond/streaming", beyond=True))
 
 
@@ -301,7 +306,15 @@ def _heard(found: Evidence) -> None:
 
 def _nonsense(found: Evidence) -> Values:
     _heard(found)
-    return tuple(abs(value - 50) for value in _accuracy(found, "nonsense"))
+    shares = []
+    for folder in found.seeds("preference"):
+        margins: dict[str, dict[str, float]] = {"nc": {}, "nonsense": {}}
+        for row in _rows(folder / "scores.parquet"):
+            if row["condition"] in margins:
+                margins[row["condition"]][row["id"]] = row["chosen"] - row["rejected"]
+        turned = [margins["nc"][name] * margin < 0 for name, margin in margins["nonsense"].items()]
+        shares.append(100 * _mean([float(each) for each in turned]))
+    return tuple(shares)
 
 
 def _negated(found: Evidence) -> Values:

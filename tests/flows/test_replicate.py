@@ -29,6 +29,7 @@ SMALL: dict[str, Any] = {
         "longcache": "longcache:local=128,spans=4", "streaming": "streaming:sink=4,window=252",
     },
     "records": 1,
+    "characters": [600],
     "chunks": [1, 2],
     "pack": {"length": 1024, "tokens": 3000},
     "extend": {"texts": 1},

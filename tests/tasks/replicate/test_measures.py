@@ -38,6 +38,14 @@ def test_memorization(artifacts: Artifacts) -> None:
     assert measured(artifacts, "ngrams-size") == (0.2, 0.2)
 
 
+@pytest.mark.parametrize("name", ["ngrams-tasks", "ngrams-size"])
+def test_without_a_correlation_on_facts_there_is_none_to_compare(artifacts: Artifacts, name: str) -> None:
+    rows = {("knowledge", "tiny", 10): -0.2, ("knowledge", "base", 100): 0.04, ("translation", "base", 100): -0.3}
+    artifacts.table("trace/0", "memorization", correlations(rows))
+    with pytest.raises(Missing, match=r"on facts there is no correlation \(0\.040\)"):
+        measured(artifacts, name)
+
+
 def test_coresets(artifacts: Artifacts) -> None:
     losses = {
         ("untrained", None): 3.0, ("all", 0): 1.0, ("all", 1): 2.0,
@@ -97,6 +105,7 @@ def test_razor(artifacts: Artifacts) -> None:
 
 
 def test_beyond_the_window(artifacts: Artifacts) -> None:
+    artifacts.answers("needle/full/0", {1000: [1, 0]})
     for role, far in {"full": [0, 0], "longcache": [1, 0], "asking": [1, 1], "streaming": [0, 0]}.items():
         artifacts.answers(f"beyond/{role}/0", {1000: [1, 0], 2000: far, 4000: far})
     assert measured(artifacts, "longcache-beyond") == (100.0,)
@@ -143,8 +152,15 @@ def preference(points: dict[int, float], *, context: float = 0.9) -> dict[str, A
 
 def test_preferences(artifacts: Artifacts) -> None:
     artifacts.write("preference/0", "preference", preference({1: 0.55, 2: 0.6, 8: 0.75}))
+    margins = {"nc": (1, -1, 2, 0), "nonsense": (-0.5, -2, 1, 1), "ctx": (1, 1, 1, 1)}
+    rows = [
+        {"id": str(number), "condition": condition, "chosen": 3.0 + margin, "rejected": 3.0}
+        for condition, own in margins.items()
+        for number, margin in enumerate(own)
+    ]
+    artifacts.table("preference/0", "scores", rows[::-1])
     assert measured(artifacts, "preferences-context") == (40.0,)
-    assert measured(artifacts, "preferences-nonsense") == (3.0,)
+    assert measured(artifacts, "preferences-nonsense") == (25.0,)  # one of four is turned around
     assert measured(artifacts, "preferences-negated") == (10.0,)
     assert measured(artifacts, "preferences-profile") == (10.0,)
     assert measured(artifacts, "preferences-samples") == (15.0,)
