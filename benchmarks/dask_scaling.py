@@ -5,7 +5,8 @@
 STORE holds a run of the demo, whose gradients are taken again. The corpus is the standard library's sources, as often
 as --megabytes takes, each time with other line ends so that no text is there twice. Two schedulers are started by hand
 on the loopback interface, with one worker of one thread and with two; a round asks each for the same. The first is not
-counted: workers import what they need. A ratio is the median of the rounds', and is told only of equal bytes.
+counted: workers import what they need. A ratio is the median of the rounds', and is told only of equal bytes. JSON that
+is there keeps the parts that were not measured now.
 
 The run's own process reads, writes shards and waits beside the workers: with as many cores as workers it takes from
 them, so `busy` tells its processor time by the time of the run with two.
@@ -143,6 +144,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--megabytes", type=float, default=200)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", choices=["index", "gradients"], default=["index", "gradients"])
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     features.SHARD_ROWS = ROWS
@@ -152,7 +154,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
         folder = Path(place)
         corpus = folder / "corpus"
-        write_corpus(corpus, given.megabytes)
+        if "index" in given.parts:
+            write_corpus(corpus, given.megabytes)
         addresses = [stack.enter_context(scheduler(count, folder)) for count in (1, 2)]
 
         def by_index(out: Path, workers: str) -> None:
@@ -170,13 +173,15 @@ def main() -> None:
                 workers=workers,
             )
 
-        results = {
-            "machine": machine(),
-            "megabytes": given.megabytes,
-            "examples": made.counts["examples"],
-            "index": compare(by_index, addresses, folder, given.rounds),
-            "gradients": compare(by_gradients, addresses, folder, given.rounds),
+        parts: dict[str, tuple[Callable[[Path, str], Any], dict[str, Any]]] = {
+            "index": (by_index, {"megabytes": given.megabytes}),
+            "gradients": (by_gradients, {"examples": made.counts["examples"]}),
         }
+        kept = json.loads(given.json.read_text()) if given.json and given.json.exists() else {}
+        results = kept | {"machine": machine()}
+        for name in given.parts:
+            build, size = parts[name]
+            results[name] = size | compare(build, addresses, folder, given.rounds)
     text = json.dumps(results, indent=1)
     print(text)
     if given.json:

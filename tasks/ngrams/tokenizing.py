@@ -27,7 +27,7 @@ from longloom.tasks.workers import Workers
 
 #: Of the files of a piece.
 PREFIX = ".piece."
-#: A piece is as many row groups of a file as reach this size: seconds of work.
+#: A piece is as many row groups of a file as reach this size, or as large a part of one: seconds of work.
 PIECE_BYTES = 8_000_000
 #: Pieces that are made before they are taken up: a bound on the disk, and on the workers that have something to do.
 AHEAD = 128
@@ -35,11 +35,12 @@ AHEAD = 128
 
 @dataclass(frozen=True)
 class Piece:
-    """Row groups of a file, and where their tokens go.
+    """Row groups of a file, or documents of one of them, and where their tokens go.
 
     Attributes:
         file: of the corpus.
         first, end: its row groups, the end not among them.
+        before: documents of its first row group that come before it.
         start, stop: the ordinals of its documents, the stop not among them.
         place: of the two files, without what tells them apart.
     """
@@ -47,6 +48,7 @@ class Piece:
     file: Path
     first: int
     end: int
+    before: int
     start: int
     stop: int
     place: Path
@@ -63,26 +65,46 @@ class Piece:
 
     def read(self, columns: list[str]) -> Iterator[pa.Table]:
         """Its documents, a row group at a time."""
+        before, left = self.before, self.stop - self.start
         with reading(self.file), pq.ParquetFile(self.file) as file:
             for group in range(self.first, self.end):
-                yield file.read_row_group(group, columns=columns)
+                table = file.read_row_group(group, columns=columns).slice(before, left)
+                before, left = 0, left - table.num_rows
+                yield table
 
 
 def pieces_of(corpus: Path, out: Path) -> list[Piece]:
     """A corpus in pieces, in its order."""
     found: list[Piece] = []
     start = stop = 0
+
+    def cut(path: Path, first: int, end: int, before: int) -> None:
+        nonlocal start
+        place = (out / f"{PREFIX}{len(found)}").absolute()
+        found.append(Piece(path.absolute(), first, end, before, start, stop, place))
+        start = stop
+
     for path in files_of(corpus, "documents"):
         with reading(path):
             metadata = pq.read_metadata(path)
         first = size = 0
-        for group in range(metadata.num_row_groups):
-            stop += metadata.row_group(group).num_rows
-            size += metadata.row_group(group).total_byte_size
-            if size >= PIECE_BYTES or group == metadata.num_row_groups - 1:
-                place = (out / f"{PREFIX}{len(found)}").absolute()
-                found.append(Piece(path.absolute(), first, group + 1, start, stop, place))
-                first, size, start = group + 1, 0, stop
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            parts = min(group.total_byte_size // PIECE_BYTES, group.num_rows)
+            if parts > 1:  # the corpus stage's groups have up to 64 MiB
+                if first < number:
+                    cut(path, first, number, 0)
+                for part in range(parts):
+                    begin, end = (group.num_rows * edge // parts for edge in (part, part + 1))
+                    stop += end - begin
+                    cut(path, number, number + 1, begin)
+                first, size = number + 1, 0
+                continue
+            stop += group.num_rows
+            size += group.total_byte_size
+            if size >= PIECE_BYTES or number == metadata.num_row_groups - 1:
+                cut(path, first, number + 1, 0)
+                first, size = number + 1, 0
     return found
 
 

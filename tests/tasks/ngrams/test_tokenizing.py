@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from longloom.storage import parquet
@@ -38,7 +39,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "TOKENIZERS_PARALLELISM", "false")  # what a piece sets goes again
 
 
-@pytest.mark.parametrize("size", [1, 10**9])
+@pytest.mark.parametrize("size", [1, 150, 10**9])
 @pytest.mark.parametrize("tokenizer", [None, BASE])
 def test_pieces_give_the_tokens_of_one_process(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Path | None, size: int
@@ -67,12 +68,22 @@ def test_pieces_give_the_tokens_of_one_process(
             assert list(out.iterdir()) == []
 
 
-def test_pieces_end_with_files_and_row_groups(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_end_with_files_and_row_groups_and_within_large_ones(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = pieces_of(corpus, tmp_path)
     assert [(piece.start, piece.stop) for piece in whole] == [(0, 10), (10, 20), (20, 23)]
-    monkeypatch.setattr(module, "PIECE_BYTES", 1)
-    groups = pieces_of(corpus, tmp_path)
-    assert [(piece.start, piece.stop) for piece in groups] == [(0, 5), (5, 10), (10, 15), (15, 20), (20, 23)]
+    first = pq.read_metadata(corpus / "documents-00000.parquet").row_group(0).total_byte_size
+    for size, expected in (
+        (first, [(0, 5), (5, 10), (10, 15), (15, 20), (20, 23)]),
+        (first // 2, [(0, 2), (2, 5), (5, 7), (7, 10), (10, 12), (12, 15), (15, 17), (17, 20), (20, 23)]),
+        (1, [(ordinal, ordinal + 1) for ordinal in range(23)]),
+    ):
+        monkeypatch.setattr(module, "PIECE_BYTES", size)
+        found = pieces_of(corpus, tmp_path)
+        assert [(piece.start, piece.stop) for piece in found] == expected
+        read = [text for piece in found for table in piece.read(["text"]) for text in table.column("text").to_pylist()]
+        assert read == TEXTS
 
 
 def test_a_tokenizer_that_changed_is_refused(corpus: Path, tmp_path: Path) -> None:
