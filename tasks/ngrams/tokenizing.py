@@ -28,7 +28,7 @@ from longloom.tasks.workers import Workers
 #: Of the files of a piece.
 PREFIX = ".piece."
 #: A piece is as many row groups of a file as reach this size, or as large a part of one: seconds of work.
-PIECE_BYTES = 8_000_000
+PIECE_BYTES = 4_000_000
 #: Pieces that are made before they are taken up: a bound on the disk, and on the workers that have something to do.
 AHEAD = 128
 
