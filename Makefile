@@ -40,7 +40,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/scoring.py --json benchmarks/results/scoring.json
 	$(BIN)/python benchmarks/razorattention.py --json benchmarks/results/razorattention.json
 	$(BIN)/python benchmarks/longcache_speed.py --json benchmarks/results/longcache_speed.json
-	$(BIN)/python benchmarks/longcache.py --json benchmarks/results/longcache.json
+	$(BIN)/python benchmarks/longcache.py --most 131072 --json benchmarks/results/longcache.json
 	$(BIN)/python benchmarks/minisequence.py --json benchmarks/results/minisequence.json
 	$(BIN)/python benchmarks/pursuit.py --json benchmarks/results/pursuit.json
 

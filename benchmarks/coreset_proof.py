@@ -1,6 +1,7 @@
 """Is 5% of the examples as good as all of them? The flow `prove` on the demo's pool and on public instruction data.
 
-    nice python benchmarks/coreset_proof.py --data FOLDER --store FOLDER --json benchmarks/results/coreset_proof.json
+    nice python benchmarks/coreset_proof.py --data FOLDER --store FOLDER --json benchmarks/results/coreset_proof.json \
+        --picture docs/images/coreset_proof.png
 
 FOLDER of the data has alpagasus/random_9k.json and dolly_3k.json, flan_cot/gsm8k_train.tsv, and LLaMA-Factory's
 alpaca_en_demo.json and glaive_toolcall_en_demo.json; a pool is drawn from them by `QUOTAS`, of few
@@ -43,6 +44,14 @@ POOLS: dict[str, dict[str, Any]] = {
     "demo": {"held_out": 0.25, "finetune": FINETUNE},
     "instruct": {"held_out": 0.25, "finetune": FINETUNE},
 }
+
+#: In the order of the legend; what a picture says of a pool; how far methods stand apart at one share, as a factor.
+METHODS_DRAWN = ("tagcos", "random", "longest", "perplexity", "k-center", "omp")
+POOLS_DRAWN = {
+    "demo": "the demo's pool: {:,} examples to choose from",
+    "instruct": "Alpaca, Dolly, GSM8K, tool calls: {:,} examples to choose from",
+}
+APART = 1.025
 
 
 def draw_pool(data: Path, out: Path) -> None:
@@ -101,12 +110,60 @@ def prove(pool: str, data: Path, root: Path, **given: Any) -> dict[str, Any]:
     }
 
 
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Held-out loss against the share trained on, a line a method, bars from the least to the most seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullLocator
+
+    looks = (("#d55e00", "s", "-"), ("#1a1d21", "o", "--"), ("#0072b2", "^", "-"), ("#009e73", "D", "-"),
+             ("#cc79a7", "v", "-"), ("#e69f00", "P", "-"))  # fmt: skip
+    styles = dict(zip(METHODS_DRAWN, looks, strict=True))
+    figure, axes = plt.subplots(len(found), 1, figsize=(9, 3.6 * len(found)), layout="constrained", squeeze=False)
+    for axis, (pool, numbers) in zip(axes.flat, found.items(), strict=True):
+        methods = [method for method in METHODS_DRAWN if any(row["method"] == method for row in numbers["rows"])]
+        for place, method in enumerate(methods):
+            own = [row for row in numbers["rows"] if row["method"] == method]
+            colour, marker, dashes = styles[method]
+            losses = [row["loss"] for row in own]
+            axis.errorbar(
+                [row["share"] * APART ** (place - (len(methods) - 1) / 2) for row in own],
+                [loss["mean"] for loss in losses],
+                [[loss["mean"] - loss["low"] for loss in losses], [loss["high"] - loss["mean"] for loss in losses]],
+                color=colour, marker=marker, markersize=5, linestyle=dashes, capsize=3, label=method,
+            )  # fmt: skip
+        whole, untrained = numbers["all"]["loss"]["mean"], numbers["untrained"]["loss"]["mean"]
+        for loss, dashes, name in ((whole, "-", "all (100%)"), (untrained, ":", "untrained")):
+            axis.axhline(loss, color="#656d76", linewidth=1.4, linestyle=dashes, zorder=1)
+            axis.annotate(
+                f"{name}: {loss:.3f}", (1, loss), (6, 0), xycoords=("axes fraction", "data"),
+                textcoords="offset points", va="center", fontsize=10, color="#444c56", annotation_clip=False,
+            )  # fmt: skip
+        shares = sorted({row["share"] for row in numbers["rows"]})
+        axis.set_xscale("log")
+        axis.set_xlim(shares[0] / 1.25, shares[-1] * 1.25)
+        axis.set_xticks(shares, [f"{share:.0%}" for share in shares])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_ylabel("held-out loss, nats a token")
+        axis.set_title(POOLS_DRAWN[pool].format(numbers["pool"]["train"]["examples"]), fontsize=11)
+        axis.grid(True, axis="y", alpha=0.4)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1, 0].set_xlabel("examples trained on, of the pool")
+    axes[0, 0].legend(frameon=False, ncols=2, fontsize=10)
+    note = "points: means; bars: least to most over the seeds; points of one share stand beside each other"
+    figure.supxlabel(note, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--picture", type=Path, help="also draw all that the file has, as PNG")
     parser.add_argument("--pool", choices=sorted(POOLS), nargs="+", default=sorted(POOLS))
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--seeds", type=int, default=3)
@@ -120,6 +177,8 @@ def main() -> None:
         print("\n".join([pool, *result["verdicts"], page]))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if arguments.picture:
+        draw(found, arguments.picture)
 
 
 if __name__ == "__main__":

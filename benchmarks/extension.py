@@ -268,30 +268,41 @@ def draw(table: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullLocator
 
     colours = dict(zip(WAYS, ("#8b939c", "#e69f00", "#0072b2", "#009e73"), strict=True))
-    figure, axes = plt.subplots(1, 2, figsize=(12, 3.8), layout="constrained")
-    for axis, (part, label) in zip(
-        axes, (("needles, % found", "needles found, %"), ("perplexity", "perplexity")), strict=True
+    labels = {WITH: "LongCache, not extended"}
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.8), layout="constrained")
+    drawn = []
+    for axis, (part, label, apart) in zip(
+        axes, (("needles, % found", "needles found, %", 1.03), ("perplexity", "perplexity", 1.01)), strict=True
     ):
-        for way, cells in table[part].items():
-            places = [int(place) for place in cells]
+        for place, (way, cells) in enumerate(table[part].items()):
+            places = [int(x) * apart ** (place - (len(table[part]) - 1) / 2) for x in cells]
             means = [cell["mean"] for cell in cells.values()]
             ends = [
                 [cell["mean"] - cell["least"] for cell in cells.values()],
                 [cell["most"] - cell["mean"] for cell in cells.values()],
             ]
-            axis.errorbar(places, means, ends, color=colours[way], label=way, marker="o", markersize=3, capsize=2)
-        axis.axvline(WINDOW, color="#656d76", linewidth=1, linestyle="--")
-        axis.set_xlabel("tokens of the prompt" if part != "perplexity" else "position in the context, tokens")
+            line = axis.errorbar(places, means, ends, color=colours[way], marker="o", markersize=3, capsize=2)
+            line.set_label(labels.get(way, way))
+            drawn += [line] if axis is axes[0] else []
+        window = axis.axvline(WINDOW, color="#333333", linewidth=1.2, linestyle="--", label=f"window of {WINDOW}")
         axis.set_ylabel(label)
         axis.set_xscale("log", base=2)
-        axis.set_xticks(list(HAYSTACKS), [f"{length:,}" for length in HAYSTACKS])
         axis.grid(True, axis="y", color="#d0d5da", linewidth=0.7)
         axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_xlabel("tokens of prompt and answer")
+    axes[0].set_xticks(list(HAYSTACKS), [f"{length:,}" for length in HAYSTACKS])
+    axes[1].set_xlabel("position in the context, tokens")
+    ends_of = (WINDOW, *list(HAYSTACKS)[1:])
+    axes[1].set_xticks(ends_of, [f"{length:,}" for length in ends_of])
     axes[1].set_yscale("log")
-    axes[0].legend(frameon=False, fontsize=9)
-    figure.savefig(path, dpi=130)
+    axes[1].set_yticks((5, 10, 20, 40, 60), ("5", "10", "20", "40", "60"))
+    axes[1].yaxis.set_minor_locator(NullLocator())
+    figure.legend(handles=[*drawn, window], loc="outside upper center", ncols=5, frameon=False, fontsize=9)
+    figure.supxlabel("bars: least to most over the trainings; points of one place stand beside each other", fontsize=9)
+    figure.savefig(path, dpi=150)
 
 
 def main() -> None:

@@ -119,34 +119,43 @@ def draw(seeds: list[dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
-    shown = ["full", STREAMING, DIVIDED, ASKING]
+    shown = {
+        "full": "full attention",
+        STREAMING: "streaming",
+        DIVIDED: f"{DIVIDED}\n(every chunk searches)",
+        ASKING: f"{ASKING}\n(only the prompt's end searches)",
+    }
+    untested, border = "#c9ced3", "crimson"
     lengths = [str(length) for length in HAYSTACKS if str(length) in seeds[0]["needles"][ASKING]]
-    figure, axes = plt.subplots(1, len(shown), figsize=(13.5, 3.2), layout="constrained", sharey=True)
-    for axis, policy in zip(axes, shown, strict=True):
+    figure, axes = plt.subplots(2, 2, figsize=(9, 7), layout="constrained", sharex=True, sharey=True)
+    for axis, (policy, title) in zip(axes.flat, shown.items(), strict=True):
         cells = np.full((len(DEPTHS), len(lengths)), np.nan)
         for column, length in enumerate(lengths):
             for row, depth in enumerate(DEPTHS):
                 pairs = [seed["needles"][policy].get(length, {}).get(f"{depth:g}") for seed in seeds]
                 if found := [pair for pair in pairs if pair]:
                     cells[row, column] = 100 * sum(hits for hits, _ in found) / sum(asked for _, asked in found)
+        axis.set_facecolor(untested)
         image = axis.imshow(cells, vmin=0, vmax=100, cmap="viridis", aspect="auto")
         for (row, column), value in np.ndenumerate(cells):
-            text = "not run" if np.isnan(value) else f"{value:.0f}"
-            axis.text(
-                column,
-                row,
-                text,
-                ha="center",
-                va="center",
-                fontsize=6 if np.isnan(value) else 9,
-                color="black" if np.isnan(value) or value > 60 else "white",
-            )
-        axis.axvline(0.5, color="crimson", linewidth=2)  # the window ends here
-        axis.set_xticks(range(len(lengths)), [f"{int(length):,}" for length in lengths], rotation=30, fontsize=8)
+            if not np.isnan(value):
+                colour = "black" if value > 60 else "white"
+                axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=10, color=colour)
+        axis.axvline(0.5, color=border, linewidth=2)  # the window ends here
+        axis.set_xticks(range(len(lengths)), [f"{int(length):,}" for length in lengths], fontsize=9)
         axis.set_yticks(range(len(DEPTHS)), [f"{depth}%" for depth in DEPTHS])
-        axis.set_title(policy if policy in (DIVIDED, ASKING) else policy.partition(":")[0], fontsize=9)
-        axis.set_xlabel("tokens")
-    axes[0].set_ylabel("depth of the needle")
-    figure.colorbar(image, ax=axes, label="found, %")
-    figure.savefig(path, dpi=130)
+        axis.set_title(title, fontsize=10)
+    for axis in axes[-1]:
+        axis.set_xlabel("tokens of prompt and answer")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("depth of the needle")
+    figure.colorbar(image, ax=axes, label="found, %", aspect=40)
+    named = [
+        Line2D([], [], color=border, linewidth=2, label=f"window of {WINDOW}"),
+        Patch(color=untested, label="not run"),
+    ]
+    figure.legend(handles=named, loc="outside upper center", ncols=2, frameon=False, fontsize=10)
+    figure.savefig(path, dpi=150)

@@ -279,31 +279,38 @@ def draw(found: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", width_ratios=(3, 2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained", width_ratios=(3, 2))
     model = found["model"]
     for way, grown in model["peak_bytes"].items():
         most = model["longest"][way]
-        points = sorted({**grown, most["tokens"]: most["peak_bytes"]}.items())
+        reached = {int(n): b for n, b in grown.items()} | {most["tokens"]: most["peak_bytes"]}  # JSON's keys are texts
+        points = sorted((n, b / 2**20) for n, b in reached.items())
         label = f"{way}: {most['tokens']:,} tokens"
-        left.plot(*zip(*[(n, b / 2**20) for n, b in points], strict=True), marker="o", markersize=4, label=label)
-    left.axhline(LIMIT / 2**20, color="black", linewidth=1, linestyle=":")
+        left.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
+    limit = model["limit_bytes"] / 2**20
+    left.axhline(limit, color="black", linewidth=1, linestyle=":")
     left.set_xscale("log", base=2)
     left.set_yscale("log", base=2)
     for axis in (left.xaxis, left.yaxis):
         axis.set_major_formatter("{x:,.0f}")
-    left.set(xlabel="tokens", ylabel="MiB of a step at its peak", title="dotted: the limit; named with the longest")
-    left.legend(fontsize=8)
+    left.set(xlabel="tokens of the sequence", ylabel="peak of a step, MiB")
+    title = f"peak memory of a step\n(dotted: limit of {limit:g} MiB; legend: longest sequence within it)"
+    left.set_title(title, fontsize=11)
+    left.set_ylim(top=4 * left.get_ylim()[1])  # room for the legend
+    left.legend(fontsize=9, loc="upper left")
     for place, way in enumerate(("plain", "fused")):
         values = [row["peak_bytes"][way] / 2**20 for row in found["loss"]]
         bars = right.bar([number + 0.4 * place for number in range(len(values))], values, 0.38, label=way)
-        right.bar_label(bars, fmt="{:,.0f}", fontsize=8)
+        right.bar_label(bars, fmt="{:,.0f}", fontsize=9)
     right.set_xticks([0.2 + number for number in range(len(found["loss"]))])
-    right.set_xticklabels([f"{row['vocabulary']:,} words" for row in found["loss"]])
-    right.set(ylabel="MiB of a loss at its peak", title=f"the loss of {found['loss'][0]['tokens']:,} tokens")
-    right.legend(fontsize=8)
+    right.set_xticklabels([f"{row['vocabulary']:,}" for row in found["loss"]])
+    right.yaxis.set_major_formatter("{x:,.0f}")
+    right.set(xlabel="vocabulary", ylabel="peak of the loss, MiB")
+    right.set_title(f"peak memory of the loss,\n{found['loss'][0]['tokens']:,} tokens", fontsize=11)
+    right.legend(fontsize=9)
     for axis in (left, right):
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=150)
 
 
 def main() -> None:

@@ -25,7 +25,12 @@ from longloom.flows.runtime import prepare, quiet, start_server
 HHH = "hhh_alignment_eval.json"
 SIDES = ("modules", "wordings", "criteria", "hhh_alignment_eval")
 CONDITIONS = ("nc", "ctx", "nonsense", "negated")
-NAMES = {"modules": "new modules", "wordings": "new wordings", "criteria": "new criteria", "hhh_alignment_eval": "HHH"}
+NAMES = {
+    "modules": "new modules",
+    "wordings": "new modules,\nnew wordings",
+    "criteria": "new modules,\nnew criteria",
+    "hhh_alignment_eval": "HHH with rubrics",
+}
 
 
 def one_seed(seed: int, data: Path, store: str, comparisons: dict[str, Any], reward: dict[str, Any]) -> dict[str, Any]:
@@ -82,9 +87,9 @@ def plot(told: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     colours = dict(zip(CONDITIONS, ("#8b939c", "#0072b2", "#e69f00", "#d55e00"), strict=True))
-    labels = {"nc": "no context", "ctx": "its criterion", "nonsense": "nonsense", "negated": "the contrary"}
+    labels = {"nc": "NC (no context)", "ctx": "CTX (the criterion)", "nonsense": "nonsense", "negated": "negated"}
     sides = [side for side in SIDES if side in told]
-    figure, axes = plt.subplots(figsize=(8, 3.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 3.7), layout="constrained")
     for number, condition in enumerate(CONDITIONS):
         for place, side in enumerate(sides):
             if condition not in told[side]:
@@ -102,6 +107,7 @@ def plot(told: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
             )
     axes.axhline(50, color="#333333", linewidth=0.8, linestyle=":")
     axes.set_xticks(range(len(sides)), [NAMES[side] for side in sides])
+    axes.set_xlabel("dotted: chance; lines: least to most over the trainings", fontsize=9)
     axes.set_ylabel("accuracy, %")
     axes.set_ylim(0, 100)
     axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.15))

@@ -238,37 +238,46 @@ def draw(table: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(13.5, 3.8), layout="constrained", sharey=True)
+    lowest = 45
+    figure, axes = plt.subplot_mosaic(
+        [["ways", "ways"], list(LENGTHS[2:])], figsize=(9, 7.4), layout="constrained", height_ratios=(5, 6)
+    )
+    ways = axes["ways"]
+    colours = iter(("#8b939c", "#e69f00", "#d55e00", "#0072b2"))
     for name, scores in table["by length"].items():
         if name == "untuned":  # answers nothing
             continue
-        _line(axes[0], [int(length) for length in scores], list(scores.values()), name)
-    axes[0].axvline(SHORT, color="grey", linewidth=1, linestyle=":")
-    axes[0].set(
-        xlabel="tokens of the context",
-        ylabel="right, %",
-        title="ways to tune; dotted: the short stages end",
-        ylim=(45, 100),
+        _line(ways, [int(length) for length in scores], list(scores.values()), name, next(colours), "o")
+    ways.axvline(
+        SHORT, color="black", linewidth=1.2, linestyle=":", label=f"longest context of the short stages: {SHORT}"
     )
-    for axis, length in zip(axes[1:], LENGTHS[2:], strict=True):
-        for size in SIZES:
+    ways.set_xlabel("tokens of the context")
+    ways.set_title("ways to tune", fontsize=11)
+    for length in LENGTHS[2:]:
+        axis = axes[length]
+        for size, colour, marker in zip(SIZES, ("#cc79a7", "#009e73", "#7a4fb5"), ("s", "^", "D"), strict=True):
             cells = [table["retrieval"][f"full/bm25:words={size},k={k},order=document"][str(length)] for k in K]
-            _line(axis, list(K), cells, f"chunks of {size} words")
+            _line(axis, list(K), cells, f"chunks of {size} words", colour, marker)
         whole = table["retrieval"]["full"][str(length)]
-        axis.axhspan(whole["least"], whole["most"], color="black", alpha=0.15, linewidth=0)
+        axis.axhspan(whole["least"], whole["most"], color="black", alpha=0.13, linewidth=0)
         axis.axhline(whole["mean"], color="black", label="whole context")
         axis.set_xscale("log", base=2)
         axis.set_xticks(K, [str(k) for k in K])
-        axis.set(xlabel="chunks retrieved, in document order", title=f"three stages, contexts of {length:,} tokens")
-    for axis in axes:
-        axis.legend(fontsize=8)
+        axis.set_xlabel("chunks retrieved, in document order")
+        axis.set_title(f"retrieval, three stages, contexts of {length:,} tokens", fontsize=11)
+    for axis in axes.values():
+        axis.set_ylim(lowest, 100)
+        axis.set_ylabel(f"right, % (axis from {lowest})")
+        axis.legend(fontsize=9, loc=(0.14, 0.03) if axis is ways else "lower right")
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
+    figure.supxlabel("points: means; shaded: least to most over the trainings", fontsize=9)
+    figure.savefig(path, dpi=150)
 
 
-def _line(axis: Any, x: list[int], cells: list[dict[str, float]], name: str) -> None:
-    axis.plot(x, [cell["mean"] for cell in cells], marker="o", markersize=4, label=name)
-    axis.fill_between(x, [cell["least"] for cell in cells], [cell["most"] for cell in cells], alpha=0.15, linewidth=0)
+def _line(axis: Any, x: list[int], cells: list[dict[str, float]], name: str, colour: str, marker: str) -> None:
+    axis.plot(x, [cell["mean"] for cell in cells], color=colour, marker=marker, markersize=5, label=name)
+    ends = [cell["least"] for cell in cells], [cell["most"] for cell in cells]
+    axis.fill_between(x, *ends, color=colour, alpha=0.13, linewidth=0)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The plot of a sweep of KV policies: mean scores against the measured cache and against decode time."""
+"""The plot of a sweep of KV policies: scores against the measured cache and against decode time."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ _PANEL, _BEFORE, _AFTER = 456, 52, 24
 #: How the yardstick is drawn: a line across, and a ring at its own cost.
 _ACROSS: dict[str, Any] = {"color": INK, "lw": 1.4, "ls": (0, (4, 3))}
 _RING: dict[str, Any] = {"marker": "o", "ms": 8, "mfc": "none", "mew": 1.8}
+#: How the key shows the yardstick's interval.
+_BAND: dict[str, Any] = {"color": NEUTRAL, "lw": 8, "alpha": 0.3, "solid_capstyle": "butt"}
 #: Dashes of a family's further lines.
 _VARIANT = (0, (1, 1.6))
 
@@ -55,7 +57,7 @@ def line_styles(sweeps: Sequence[Numbers]) -> dict[str, Style]:
 def sweep_curves(sweep: Numbers, styles: Mapping[str, Style]) -> Markup:
     """Mean score against the cache and, where it was measured, against decode time: a line a policy, along its budgets.
 
-    The yardstick stands across, dashed, with its interval and with a ring at its own cost.
+    The yardstick stands across, dashed, with its interval, which the key names, and with a ring at its own cost.
 
     Args:
         sweep: of `sweep.sweeps`.
@@ -75,7 +77,10 @@ def sweep_curves(sweep: Numbers, styles: Mapping[str, Style]) -> Markup:
     if not lines:
         return Markup()
     panels = [first, *(["seconds"] if any(row["seconds"] for own in lines.values() for row in own) else [])]
-    top = 16 + KEY_HEIGHT * key_rows([*lines, *([yardstick] if full else [])])
+    marks = [({**_ACROSS, **_RING}, yardstick)] if full else []
+    if full and full["low"] is not None:
+        marks.append((_BAND, f"{yardstick}’s 95% interval"))
+    top = 16 + KEY_HEIGHT * key_rows([*lines, *marks])
     width = len(panels) * (_BEFORE + _PANEL) + _AFTER
     label = f"Mean score on {sweep['suite']} against KV cache and decode time, {sweep['model']}"
     digits = score_digits(row["score"] for row in rows)
@@ -91,7 +96,9 @@ def sweep_curves(sweep: Numbers, styles: Mapping[str, Style]) -> Markup:
             if position == 0:
                 heights = axes.get_ylim()
                 handles = [Line2D([], [], **_look(styles[name]), label=shorten(name, 44)) for name in lines]
-                key(axes, handles + ([Line2D([], [], **_ACROSS, **_RING, label=yardstick)] if full else []))
+                key(axes, handles + [Line2D([], [], **look, label=name) for look, name in marks])
+                if len(sweep["tasks"]) == 1:
+                    axes.set_ylabel(f"{sweep['suite']} score")
             else:
                 axes.set(ylim=heights, ylabel="")
     return canvas.svg
