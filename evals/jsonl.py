@@ -34,12 +34,13 @@ STRINGS_OR_NULL = Field("null or a list of strings", lambda value: value is None
 
 
 def task_files(data: Path) -> dict[str, Path]:
-    """Task -> its file of records: of the `<task>.jsonl` in a folder, or of one such file.
+    """Task -> its file of records: of the `<task>.jsonl` in a folder (hidden ones left out), or of one such file.
 
     Raises:
         ValueError: there is none.
     """
-    files = [data] if data.is_file() else sorted(data.glob("*.jsonl"))
+    # Hidden files are no part of a folder's fingerprint.
+    files = [data] if data.is_file() else sorted(path for path in data.glob("*.jsonl") if not path.name.startswith("."))
     if not files:
         raise ValueError(f"{data}: no <task>.jsonl is there, expected a folder of records or one such file")
     return {path.stem: path for path in files}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -50,7 +51,10 @@ def serve(store: str, *, queues: Sequence[str]) -> None:
         if done.returncode:
             raise RuntimeError(done.stderr.strip() or f"{BOOTSTRAP.name} ended with code {done.returncode}")
         chosen = [word for queue in queues for word in ("--work-queue", queue)]
-        worker = Service("worker", ["worker", "start", "--pool", POOL, *chosen], environment, logs)
+        # Machines that share a store's folder share its logs.
+        worker = Service(
+            f"worker-{socket.gethostname()}", ["worker", "start", "--pool", POOL, *chosen], environment, logs
+        )
         running.callback(worker.stop)
         host = urlsplit(address).netloc.rpartition("@")[2]  # no password of an address
         say(f"deployments are registered with {host}, this machine waits for runs; logs in {logs}; Ctrl-C stops it")

@@ -15,7 +15,7 @@ from rich.table import Table
 from longloom.flows.command import check_folder
 from longloom.storage.manifest import MANIFEST
 from longloom.storage.refs import ArtifactRef
-from longloom.storage.runs import delete_runs, list_runs
+from longloom.storage.runs import check_records, delete_runs, list_runs, starting
 from longloom.storage.store import Store
 
 
@@ -248,11 +248,17 @@ def export_artifact(ref: ArtifactRef, store: str, folder: str) -> None:
 
 
 def collect(store: str, keep: int) -> dict[str, object]:
-    """Deletes old runs, then what no kept run needs."""
+    """Deletes old runs, then what no kept run needs; runs that are to start meanwhile wait.
+
+    Raises:
+        ValueError: a run is going on, or the record of one cannot be read.
+    """
     place = Store(store)
-    going = [run.id for run in list_runs(place) if run.state == "running"]
-    if going:  # it may have found an artifact that no record names yet
-        raise ValueError(f"run {going[0]}: is going on; collect when it has ended")
-    gone = delete_runs(place, keep)
-    needed = {ref.digest for run in list_runs(place) for ref in run.stages.values()}
-    return {"runs_deleted": len(gone), "artifacts_deleted": len(place.gc(needed))}
+    with starting(place):
+        check_records(place)
+        going = [run.id for run in list_runs(place) if run.state == "running"]
+        if going:  # it may have found an artifact that no record names yet
+            raise ValueError(f"run {going[0]}: is going on; collect when it has ended")
+        gone = delete_runs(place, keep)
+        needed = {ref.digest for run in list_runs(place) for ref in run.stages.values()}
+        return {"runs_deleted": len(gone), "artifacts_deleted": len(place.gc(needed))}

@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -40,6 +40,7 @@ class Service:
 
     def __init__(self, name: str, arguments: list[str], environment: dict[str, str], logs: Path) -> None:
         self.name = name
+        self._started: set[psutil.Process] = set()
         self.log = logs / f"{name}.log"
         with self.log.open("wb") as output:
             self.process = psutil.Popen(
@@ -58,18 +59,25 @@ class Service:
             lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
             last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
             raise RuntimeError(f"the {self.name} ended with code {code}: {last}; see {self.log}")
+        self._look()
+
+    def _look(self) -> None:
+        """Remembers what the command started: once it has died, nothing tells whose that was."""
+        self._started = {process for process in self._started if process.is_running()}
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._started.update(self.process.children(recursive=True))
 
     def stop(self) -> None:
         """Ends the command and all that it started: flow runs run in sessions of their own and would outlive it."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family = [*self.process.children(recursive=True), self.process]
-            for process in family:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.terminate()
-            _, alive = psutil.wait_procs(family, timeout=SECONDS_TO_STOP)
-            for process in alive:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+        self._look()
+        family = [*self._started, self.process]
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, alive = psutil.wait_procs(family, timeout=SECONDS_TO_STOP)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def serve(store: str, *, port: int) -> None:
@@ -83,7 +91,7 @@ def serve(store: str, *, port: int) -> None:
         port: of the server, on the loopback interface.
 
     Raises:
-        ValueError: the port is taken; this store is served already; a server of the user's own is set.
+        ValueError: the port is taken; another one uses Prefect's database; a server of the user's own is set.
         FileNotFoundError: no prefect.yaml beside the package (it is part of the repository, not of the wheel).
         RuntimeError: the server or the worker ended, or did not start.
     """
@@ -93,7 +101,7 @@ def serve(store: str, *, port: int) -> None:
     logs.mkdir(exist_ok=True)
     for number in STOP_SIGNALS:
         signal.signal(number, interrupt)
-    with contextlib.suppress(KeyboardInterrupt), _alone(place), contextlib.ExitStack() as running:
+    with contextlib.suppress(KeyboardInterrupt), _alone(environment), contextlib.ExitStack() as running:
         say(f"starting the Prefect server on port {port}; a new database takes half a minute")
         server = Service("server", ["server", "start"], environment, logs)
         running.callback(server.stop)
@@ -118,7 +126,8 @@ def _environment(store: Store, port: int) -> dict[str, str]:
         raise FileNotFoundError(f"{BOOTSTRAP}: no such file; the UI is started from a checkout of the repository")
     given = os.environ.get("PREFECT_API_URL")
     if given:
-        raise ValueError(f"PREFECT_API_URL is {given}: register with that server by `python {BOOTSTRAP}`, or unset it")
+        shown = given.rpartition("@")[2]  # no password of an address
+        raise ValueError(f"PREFECT_API_URL is {shown}: register with that server by `python {BOOTSTRAP}`, or unset it")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -139,13 +148,18 @@ def _environment(store: Store, port: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _alone(store: Store) -> Iterator[None]:
-    """Two of us on one database would take each other's runs for dead."""
-    lock = FileLock(store.root / "ui.lock", blocking=False)
+def _alone(environment: Mapping[str, str]) -> Iterator[None]:
+    """Two of us on one database would take each other's runs for dead; stores may share one (`runtime.prepare`)."""
+    home = Path(environment.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    home.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(home / "longloom-ui.lock", blocking=False)
     try:
         lock.acquire()
     except Timeout:
-        raise ValueError(f"store {store.address}: another `longloom ui` serves it already") from None
+        raise ValueError(
+            f"PREFECT_HOME {home}: another `longloom ui` serves its database already; stop that one, or name another "
+            "folder"
+        ) from None
     with lock:
         yield
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from longloom.storage.stamps import Stamps
@@ -41,14 +41,29 @@ def fingerprint(store: Store, paths: Iterable[Path], *, base: Path | None = None
 
 
 def fingerprint_folder(store: Store, folder: Path) -> str:
-    """The fingerprint of every file below a folder (hidden ones left out), or of one file."""
+    """The fingerprint of every file below a folder (hidden ones left out, links followed), or of one file.
+
+    Raises:
+        FileNotFoundError: there is neither.
+        ValueError: a link in the folder leads back to a folder that it lies in.
+    """
     if folder.is_file():
         return fingerprint(store, [folder])
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such file or folder")
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    return fingerprint(store, files, base=folder)
+    return fingerprint(store, sorted(_walk(folder)), base=folder)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files that a reader may come upon; whoever opens `folder/name` does not see that it is a link."""
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        here = Path(parent)
+        # The folder itself and every one on the way down from it.
+        above = {os.path.realpath(one) for one in (here, *here.parents) if one.is_relative_to(folder)}
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            if os.path.realpath(here / name) in above:
+                raise ValueError(f"{here / name}: leads back to a folder that it lies in, expected no such link")
+        for name in names:
+            if not name.startswith(".") and (here / name).is_file():
+                yield here / name

@@ -30,7 +30,7 @@ TRANSFERS = 4
 #: Records asked for at once.
 _BATCH = 500
 #: What others named must not lead out of the folder that it is written to.
-_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
+NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 #: By protocol; listings are never remembered, since other hosts write too.
 _OPTIONS: dict[str, dict[str, object]] = {"file": {"auto_mkdir": True}, "local": {"auto_mkdir": True}}
 _INSTALL = {"s3": "s3fs: pip install -c constraints.txt -e .[s3]"}
@@ -95,12 +95,16 @@ class Remote:
     def read(self, name: str) -> bytes | None:
         """An object's bytes; None: there is none."""
         with self._talk() as (filesystem, root):
+            path = f"{root}/{name}"
             try:
-                content: bytes = filesystem.cat_file(
-                    f"{root}/{name}", start=0
-                )  # without it s3fs asks for the size first
+                content: bytes = filesystem.cat_file(path, start=0)  # without it s3fs asks for the size first
             except FileNotFoundError:
                 return None
+            except OSError as error:
+                # S3 refuses a range of an empty object, and s3fs calls that an invalid argument.
+                if error.errno == errno.EINVAL and filesystem.size(path) == 0:
+                    return b""
+                raise
             return content
 
     def write(self, name: str, content: bytes) -> None:
@@ -204,7 +208,7 @@ class Remote:
             place = f"{root}/{prefix}/"
             listing = filesystem.find(place, detail=True)
             listed = {path.removeprefix(place): _stamp(info) for path, info in listing.items()}
-            current = {name: stamp for name, stamp in listed.items() if _NAME.fullmatch(name)}
+            current = {name: stamp for name, stamp in listed.items() if NAME.fullmatch(name)}
             try:
                 known = json.loads(index.read_bytes())
             except (OSError, ValueError):

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from longloom.storage.manifest import MANIFEST, Manifest
 from longloom.storage.refs import ArtifactRef
-from longloom.storage.remote import Remote, local_folder
+from longloom.storage.remote import NAME, Remote, local_folder
 from longloom.storage.stamps import Stamps
 from longloom.storage.store import DamagedArtifact, Store
 
@@ -292,8 +292,12 @@ def _parse(content: bytes, kind: str, key: str) -> Manifest:
     """A manifest as published under this key.
 
     Raises:
-        DamagedArtifact: it is not whole, or another's.
+        DamagedArtifact: it is not whole, or another's; or such a key would lead out of the folder of artifacts.
     """
+    if not NAME.fullmatch(f"{kind}/{key}"):
+        raise DamagedArtifact(
+            f"{kind}/{key}: is no place of an artifact, expected names that begin with a letter or a digit"
+        )
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from filelock import Timeout
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, Field, ValidationError
 
 from longloom.storage.refs import ArtifactRef
@@ -58,7 +58,8 @@ class RunLog:
     def __enter__(self) -> RunLog:
         self._alive.acquire()  # before the record is there for others to see
         try:
-            self._write()
+            with starting(self.store):
+                self._write()
             self._kept.enter_context(self.store.keeping(self._write))
         except BaseException:
             self._free()
@@ -92,6 +93,14 @@ class RunLog:
             self.store.write_record(_name(self.run.id), self.run.model_dump_json(indent=1) + "\n")
 
 
+def starting(store: Store) -> FileLock:
+    """Held while a run puts itself on record, and to the end by whoever deletes artifacts: no run starts meanwhile.
+
+    It could find one unchanged that is deleted then. Where the store lies in object storage, other hosts do not wait.
+    """
+    return store.file_lock("gc")
+
+
 def list_runs(store: Store, *, newest: int | None = None) -> list[Run]:
     """The runs that can be read, newest first; one whose process died is `interrupted`.
 
@@ -108,6 +117,16 @@ def list_runs(store: Store, *, newest: int | None = None) -> list[Run]:
         if (run := _read(store, path)) is not None:
             found.append(run)
     return sorted(found, key=lambda run: (run.started, run.id), reverse=True)[:newest]
+
+
+def check_records(store: Store) -> None:
+    """Raises a ValueError for a record that cannot be read: nobody knows which artifacts its run needs."""
+    for path in sorted(store.records("runs").glob("*.json")):
+        if not path.name.startswith(".") and _read(store, path) is None and path.exists():
+            raise ValueError(
+                f"{store.address}/runs/{path.name}: cannot be read, expected the record of a run; its artifacts are "
+                "known from it alone, so mend it, or remove it to give them up"
+            )
 
 
 def _read(store: Store, path: Path) -> Run | None:

@@ -16,7 +16,7 @@ STYLES = ("prose", "code")
 
 
 def documents(data: Path) -> Iterator[str]:
-    """The texts of a corpus artifact, or of a folder's `.txt` files, in order.
+    """The texts of a corpus artifact, or of a folder's `.txt` files (hidden ones left out), in order.
 
     Raises:
         ValueError: neither is there, or nothing but blank texts.
@@ -38,7 +38,8 @@ def _texts(data: Path) -> Iterator[str]:
             except UnicodeDecodeError as error:
                 raise ValueError(f"{data}: a text is not UTF-8 ({error.reason} at byte {error.start})") from None
     else:
-        for path in sorted(data.glob("*.txt")):
+        # Hidden files are no part of a folder's fingerprint.
+        for path in sorted(path for path in data.glob("*.txt") if not path.name.startswith(".")):
             try:
                 yield path.read_text(encoding="utf-8")
             except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ bytes, on a CPU as on a GPU.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -118,7 +119,12 @@ def build(
             ],
         }
         work = out / "work"
+        record = _read_json(out / RECORD) or {}
+        if record | plan == record:  # killed when all was written: what `work` has left is not needed
+            shutil.rmtree(work, ignore_errors=True)
+            return _stats(plan, record)
         if _read_json(work / "plan.json") != plan:
+            (out / RECORD).unlink(missing_ok=True)  # of another plan, whose shards go now
             for path in [work, *out.glob("checkpoint-*")]:
                 shutil.rmtree(path, ignore_errors=True)
             work.mkdir(parents=True)
@@ -133,10 +139,19 @@ def build(
     found = _finish(job, checkpoints, encoded, max_length)
     for path in out.glob("checkpoint-*/*.partial"):  # of a writer that was killed
         path.unlink()
+    with (out / "examples.parquet").open("rb") as file:
+        os.fsync(file.fileno())  # before the record, which says that all is there
     write_json(out / RECORD, plan | found)
     shutil.rmtree(work)
+    return _stats(plan, plan | found)
+
+
+def _stats(plan: dict[str, Any], record: dict[str, Any]) -> Stats:
+    """Of the finished features; `record` is the plan and what was found."""
+    found = {key: value for key, value in record.items() if key not in plan}
+    dimension = plan["projection"]["dimension"]
     return Stats(
-        counts={"examples": table.num_rows, "dimension": dimension, "zero_gradient": found["zero_gradient"]},
+        counts={"examples": plan["examples"], "dimension": dimension, "zero_gradient": found["zero_gradient"]},
         values={key: plan[key] for key in ("model", "max_length", "adam", "projection", "checkpoints")} | found,
     )
 

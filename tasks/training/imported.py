@@ -35,7 +35,7 @@ def build(source: str, out: Path) -> Stats:
     """Copies a local folder, or downloads from the hub, safetensors and configuration only.
 
     Args:
-        source: a folder or a hub name.
+        source: a folder, a hub name, or what `revision` says of one: then that commit of it and no later one.
         out: the artifact's folder.
 
     Raises:
@@ -45,7 +45,8 @@ def build(source: str, out: Path) -> Stats:
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(source, allow_patterns=list(PATTERNS)))
+        name, _, commit = source.removeprefix("hub:").partition("@")
+        folder = Path(snapshot_download(name, revision=commit or None, allow_patterns=list(PATTERNS)))
     files = files_of(folder, source)
     for path in files:
         shutil.copyfile(path, out / path.name)

@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, set_peft_model_state_dict
-from peft.utils import load_peft_weights
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, load_peft_weights
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from longloom.storage.atomic import write_atomic
 
@@ -35,13 +36,23 @@ def last_whole(folder: Path) -> Path | None:
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -_step(path)):
         try:
             json.loads((checkpoint / TRAINER_STATE_NAME).read_text())  # the trainer writes it last
-            for name in _NEEDED:
+            for name in (*_NEEDED, *_weights(checkpoint)):
                 (checkpoint / name).stat()
         except (OSError, ValueError):
             shutil.rmtree(checkpoint)
         else:
             return checkpoint
     return None
+
+
+def _weights(checkpoint: Path) -> Iterable[str]:
+    """The files that the Trainer will read the weights from: adapters, a model's shards, or all of it in one."""
+    if (checkpoint / CONFIG_NAME).exists():
+        return [SAFETENSORS_WEIGHTS_NAME]
+    index = checkpoint / SAFE_WEIGHTS_INDEX_NAME
+    if index.exists():
+        return set(json.loads(index.read_text())["weight_map"].values())
+    return [SAFE_WEIGHTS_NAME]
 
 
 def to_resume(folder: Path, run: Mapping[str, Any]) -> str | None:

@@ -139,10 +139,11 @@ def import_model(store: Store, source: str) -> ArtifactRef:
     from longloom.tasks.training.imported import revision
 
     place = BASE if source == "base" else Path(source)
-    identity = fingerprint_folder(store, place) if place.exists() else revision(source)
-    return _import(
-        store, label=place.name if place.exists() else source, identity={"source": identity}, source=str(place)
-    )
+    if place.exists():
+        identity = fingerprint_folder(store, place)
+        return _import(store, label=place.name, identity={"source": identity}, source=str(place))
+    identity = revision(source)  # and the download is of this commit too, whatever is uploaded meanwhile
+    return _import(store, label=source, identity={"source": identity}, source=identity)
 
 
 def pretrain(

@@ -205,6 +205,14 @@ def test_bad_documents(tmp_path: Path, change: dict[str, Any], message: str) -> 
         LEval(write(tmp_path, "sci_fi", document(**change))).records("sci_fi")
 
 
+def test_hidden_files_are_no_records(tmp_path: Path) -> None:
+    suite = LEval(write(tmp_path, "sci_fi", document()))
+    (tmp_path / "._sci_fi.jsonl").write_bytes(b"\xb0\x00")
+    (tmp_path / ".quality.jsonl").write_text(json.dumps(document()))
+    with pytest.raises(ValueError, match=r"has no quality.jsonl, only records of sci_fi$"):
+        suite.records("quality")
+
+
 def test_unknown_tasks(tmp_path: Path) -> None:
     suite = LEval(write(tmp_path, "sci_fi", document()))
     for call in (suite.metric, suite.max_new_tokens, suite.records):

@@ -153,3 +153,9 @@ def test_impossible_lengths_and_missing_texts(
         suite(empty, tokenizer).records("single")
     with pytest.raises(ValueError, match="needs the tokenizer"):
         Needle(Source(data=essays, options={"lengths": [100], "depths": [0]})).records("single")
+
+
+def test_hidden_files_are_no_documents(essays: Path) -> None:
+    expected = list(documents(essays))
+    (essays / "._a.txt").write_bytes(b"\xb0\x00")
+    assert list(documents(essays)) == expected

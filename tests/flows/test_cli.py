@@ -5,17 +5,21 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import Timeout
 from pydantic import ValidationError
 
-from longloom.flows import cli
+from longloom.flows import cli, show
 from longloom.flows.params import IndexParams
 from longloom.flows.params_coreset import CoresetParams
 from longloom.flows.params_evaluate import EvaluateParams
 from longloom.flows.params_pipeline import PipelineParams
-from longloom.storage.runs import RunLog
+from longloom.flows.show import collect
+from longloom.storage.runs import RunLog, starting
 from longloom.storage.stats import Stats
 from longloom.storage.store import Store
 from longloom.tasks.corpus.build import build as build_corpus
@@ -253,6 +257,40 @@ def test_runs_and_gc(run: Run, store: Store) -> None:
     assert json.loads(run("gc", "--keep", "0", "--json").out) == {"runs_deleted": 1, "artifacts_deleted": 2}
     assert "no runs in the store" in run("runs").out
     assert json.loads(run("runs", "--json").out) == {"runs": []}
+
+
+def test_gc_deletes_nothing_while_a_run_goes_on_or_cannot_be_read(tmp_path: Path) -> None:
+    place = Store(tmp_path / "store")
+    (place.root / "artifacts" / "thing" / "k").mkdir(parents=True)
+    with RunLog(place, "index", {}) as log, pytest.raises(ValueError, match=f"run {log.run.id}: is going on"):
+        collect(place.address, 0)
+    record = place.root / "runs" / f"{log.run.id}.json"
+    kept = record.read_text()
+    record.write_text(kept[:40])
+    with pytest.raises(ValueError, match=f"^{record}: cannot be read, expected the record of a run"):
+        collect(place.address, 0)
+    record.write_text(kept)
+    assert collect(place.address, 0) == {"runs_deleted": 1, "artifacts_deleted": 1}
+
+
+def test_no_run_starts_until_gc_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[str] = []
+
+    def holding(name: str, found: list[Any]) -> Callable[..., list[Any]]:
+        def call(place: Store, *_: Any) -> list[Any]:
+            with pytest.raises(Timeout):
+                starting(place).acquire(blocking=False)
+            held.append(name)
+            return found
+
+        return call
+
+    monkeypatch.setattr(show, "list_runs", holding("list", []))
+    monkeypatch.setattr(show, "delete_runs", holding("forget", []))
+    monkeypatch.setattr(Store, "gc", holding("delete", ["thing/k"]))
+    assert collect(str(tmp_path), 0) == {"runs_deleted": 0, "artifacts_deleted": 1}
+    assert held == ["list", "forget", "list", "delete"]
+    starting(Store(tmp_path)).acquire(blocking=False).lock.release()
 
 
 # ---- errors

@@ -28,8 +28,9 @@ import yaml
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from longloom.flows import ui as module
 from longloom.flows.params_pipeline import PipelineParams
-from longloom.flows.ui import crash_left_runs
+from longloom.flows.ui import Service, crash_left_runs, serve
 from longloom.storage.runs import list_runs
 from longloom.storage.store import Store
 
@@ -416,14 +417,59 @@ def test_runs_of_a_killed_worker_free_their_place(ui: Ui) -> None:
 def test_what_is_in_use_is_one_clear_line(
     ui: Ui, change: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longloom.flows.ui import serve
-
+    """With another store too: it is the database that one of them alone may serve."""
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    store = tmp_path if change == "port" else ui.store.root
+    monkeypatch.setenv("PREFECT_HOME", environment(ui.store.root.parent)["PREFECT_HOME"])
+    monkeypatch.setattr(module.signal, "signal", lambda *handler: None)  # those of pytest stay
     port = int(ui.address.rsplit(":", 1)[1]) if change == "port" else 0
     with pytest.raises(ValueError, match=line) as caught:
-        serve(str(store), port=port)
+        serve(str(tmp_path), port=port)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_one_serves_a_database_whatever_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a user's own database lies if nothing else is said
+    with module._alone({}):
+        for named in ({}, {"PREFECT_HOME": str(tmp_path / ".prefect")}, {"PREFECT_HOME": "~/.prefect"}):
+            with pytest.raises(ValueError, match="another `longloom ui` serves its database already") as caught:
+                module._alone(named).__enter__()
+            assert str(caught.value).startswith(f"PREFECT_HOME {tmp_path}/.prefect: ")
+        with module._alone({"PREFECT_HOME": str(tmp_path / "other")}):
+            pass
+    with module._alone({}):
+        pass
+
+
+def test_a_password_of_a_server_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "https://weaver:w4rp@prefect.example.org/api")
+    with pytest.raises(ValueError, match=r"^PREFECT_API_URL is prefect\.example\.org/api: register with") as caught:
+        serve(str(tmp_path), port=0)
+    assert "w4rp" not in str(caught.value)
+
+
+WORKER = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+print("started", flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_a_dead_worker_started_is_ended(tmp_path: Path) -> None:
+    (tmp_path / "prefect.py").write_text(WORKER)
+    service = Service("worker", [], {**os.environ, "PYTHONPATH": str(tmp_path)}, tmp_path)
+    try:
+        wait_until(lambda: service.log.read_text() or service.process.poll(), 60, service.log.read_text)
+        service.check()
+        (flow_run,) = service.process.children(recursive=True)
+        service.process.kill()
+        service.process.wait()
+        with pytest.raises(RuntimeError, match="the worker ended with code -9: started"):
+            service.check()
+        assert flow_run.is_running()
+    finally:
+        service.stop()
+    assert psutil.wait_procs([flow_run], timeout=5)[1] == []
 
 
 def test_interrupt_stops_everything(ui: Ui) -> None:

@@ -102,3 +102,41 @@ def test_a_name_that_is_no_unicode(store: Store, folder: Path) -> None:
     except OSError:
         pytest.skip("this file system takes names in UTF-8 only")
     assert fingerprint_folder(store, folder) != first
+
+
+def test_what_lies_behind_links_counts(store: Store, folder: Path, tmp_path: Path) -> None:
+    plain = fingerprint_folder(store, folder)
+    elsewhere = (folder / "b").rename(tmp_path / "elsewhere")
+    (folder / "b").symlink_to(elsewhere)
+    assert fingerprint_folder(store, folder) == plain, "whoever opens b/c.txt sees no link"
+    (elsewhere / "c.txt").write_text("Two")
+    changed = fingerprint_folder(store, folder)
+    (elsewhere / "deep").mkdir()
+    (elsewhere / "deep" / "d.txt").write_text("three")
+    assert len({plain, changed, fingerprint_folder(store, folder)}) == 3
+    (folder / ".hidden").symlink_to(tmp_path)
+    (folder / "nowhere").symlink_to(tmp_path / "nowhere")
+    (elsewhere / "deep" / "d.txt").unlink()
+    assert fingerprint_folder(store, folder) == changed
+
+
+@pytest.mark.parametrize("target", [".", "..", "../.."])
+def test_a_link_that_leads_back_is_refused(store: Store, folder: Path, target: str) -> None:
+    (folder / "b" / "back").symlink_to(target)
+    with pytest.raises(ValueError, match=r"data/b/back.*: leads back to a folder that it lies in, expected no such"):
+        fingerprint_folder(store, folder)
+
+
+def test_folders_without_links_keep_their_fingerprints(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of the files as it has always been: by the parts of their paths."""
+    (folder / "b.txt").write_text("three")
+    (folder / "b" / "-").mkdir()
+    (folder / "b" / "-" / "d").write_text("four")
+    found = fingerprint_folder(store, folder)
+    assert found == fingerprint(store, sorted(path for path in folder.rglob("*") if path.is_file()), base=folder)
+    monkeypatch.chdir(folder)
+    assert fingerprint_folder(store, Path()) == found
+    monkeypatch.chdir(folder.parent)
+    assert fingerprint_folder(store, Path("data")) == found

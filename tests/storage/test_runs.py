@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
 
 from longloom.storage.refs import ArtifactRef
-from longloom.storage.runs import RunLog, delete_runs, get_run, list_runs
+from longloom.storage.runs import RunLog, check_records, delete_runs, get_run, list_runs, starting
 from longloom.storage.store import Store
 
 REF = ArtifactRef(kind="corpus", uri="artifacts/corpus/k", digest="0" * 64, schema_version=1, counts={"documents": 2})
@@ -38,7 +39,7 @@ def test_an_exception_marks_the_run_failed_and_goes_on(store: Store, error: type
     with pytest.raises(error), RunLog(store, "index", {}):
         raise error
     assert [run.state for run in list_runs(store)] == ["failed"]
-    assert not list((store.root / "locks").iterdir())
+    assert not list((store.root / "locks").glob("run-*"))
 
 
 def test_a_full_disk_does_not_hide_the_first_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +53,7 @@ def test_a_full_disk_does_not_hide_the_first_error(store: Store, monkeypatch: py
     assert [run.state for run in list_runs(store)] == ["interrupted"]
     with pytest.raises(OSError, match="No space"), RunLog(store, "index", {}):
         raise AssertionError("not reached")
-    assert not list((store.root / "locks").iterdir())
+    assert not list((store.root / "locks").glob("run-*"))
 
 
 KILLED = """
@@ -157,3 +158,29 @@ def test_the_newest_run_is_the_latest_though_the_clock_is_set_back(
     assert [run.flow for run in list_runs(store)] == [f"flow{number}" for number in reversed(range(5))]
     assert len(delete_runs(store, 1)) == 4
     assert get_run(store, "latest").flow == "flow4"
+
+
+def test_no_run_starts_while_artifacts_are_deleted(store: Store) -> None:
+    log = RunLog(store, "index", {})
+    with starting(store):
+        starter = threading.Thread(target=log.__enter__)
+        starter.start()
+        starter.join(0.3)
+        assert starter.is_alive()
+        assert list_runs(store) == []
+    starter.join(30)
+    assert [run.state for run in list_runs(store)] == ["running"]
+    log.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("content", ['{"id": 1', "", "{}"])
+def test_a_record_that_cannot_be_read_is_named(store: Store, content: str) -> None:
+    with RunLog(store, "index", {}) as log:
+        check_records(store)
+    (store.root / "runs" / "._x.json").write_text("?")  # of another system, no record of ours
+    check_records(store)
+    record = store.root / "runs" / f"{log.run.id}.json"
+    record.write_text(content)
+    with pytest.raises(ValueError, match=f"^{record}: cannot be read, expected the record of a run") as caught:
+        check_records(store)
+    assert "\n" not in str(caught.value)

@@ -20,6 +20,17 @@ from .s3_server import S3Server
 # ---- damage and a bad connection
 
 
+def test_an_emptied_manifest_is_damage(host: Host, publish: Publish) -> None:
+    ref = publish(host("a"))
+    put("artifacts/thing/k1/manifest.json", b"")
+    theirs = host("b")
+    with pytest.raises(DamagedArtifact, match=r"its manifest\.json cannot be read"):
+        theirs.open(ref)
+    assert theirs.find("thing", "k1") is None
+    assert publish(theirs) == ref
+    assert content(host("c").open(ref)) == FILES
+
+
 @pytest.mark.parametrize("name", ["/data.bin", "manifest.json"])
 def test_a_damaged_artifact_is_missing_and_replaced(host: Host, publish: Publish, name: str) -> None:
     ref = publish(host("a"))

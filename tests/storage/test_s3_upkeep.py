@@ -16,10 +16,11 @@ from fsspec.implementations.memory import MemoryFile
 
 from longloom.storage import remote_store
 from longloom.storage.duck import connect
+from longloom.storage.manifest import Manifest, content_digest
 from longloom.storage.remote import Remote, StoreUnreachable
 from longloom.storage.runs import RunLog, delete_runs, list_runs
 from longloom.storage.stats import Stats
-from longloom.storage.store import DamagedArtifact
+from longloom.storage.store import DamagedArtifact, Store
 
 from .conftest import FILES, Publish
 from .s3_bucket import ADDRESS, Host, content, failing, objects, put
@@ -77,6 +78,22 @@ def test_names_that_lead_elsewhere_are_passed_over(tmp_path: Path) -> None:
     shelf.mirror("runs", tmp_path / "a" / "runs")
     assert [path.name for path in tmp_path.rglob("*.json") if path.name[0] != "."] == ["good.json"]
     assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_a_key_that_leads_elsewhere_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGLOOM_CACHE", str(tmp_path))
+    store = Store("memory://leads")
+    (store.root / "prefect").mkdir()
+    (store.root / "prefect" / "prefect.db").write_text("runs")
+    manifest = Manifest(
+        stage="make", version=1, kind="..", key="prefect", digest=content_digest([]), parameters={}, files=[]
+    ).sealed()
+    name = "/leads/artifacts/../prefect/manifest.json"
+    fsspec.filesystem("memory").store[name] = MemoryFile(None, name, manifest.model_dump_json().encode())
+    ((place, error),) = store.check()
+    assert place == "../prefect"
+    assert str(error) == "../prefect: is no place of an artifact, expected names that begin with a letter or a digit"
+    assert (store.root / "prefect" / "prefect.db").read_text() == "runs"
 
 
 def test_a_manifest_under_another_name_is_damage(host: Host, publish: Publish) -> None:

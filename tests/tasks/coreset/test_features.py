@@ -295,6 +295,36 @@ def test_a_kill_while_finishing(toy, built: Path, tmp_path: Path, monkeypatch: p
         assert files(tmp_path / name) == files(built)
 
 
+@pytest.mark.parametrize("lost", ["checkpoint-*.npy", "first.npy", "offsets.npy", "one-by-one", "plan.json", "*"])
+def test_a_kill_while_what_is_needed_no_more_is_removed(
+    toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    monkeypatch.setattr(shards, "unsupported", lambda *_: "some reason")
+    expected = run(toy, tmp_path / "whole", dimension=8)
+
+    def killed(work: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:  # as at the end
+            for path in work.glob(lost):
+                path.unlink()
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features.shutil, "rmtree", killed)
+        with pytest.raises(KilledError):
+            run(toy, tmp_path / "killed", dimension=8)
+    assert run(toy, tmp_path / "killed", dimension=8) == expected
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_a_record_of_another_plan_is_no_end(toy, built: Path, tmp_path: Path) -> None:
+    """Finished under one plan, begun under another, then asked for the first again."""
+    run(toy, tmp_path)
+    with pytest.raises(KilledError):
+        run(toy, tmp_path, seed=SEED + 1, progress=killer(4))
+    run(toy, tmp_path)
+    assert files(tmp_path) == files(built)
+
+
 def test_shards_of_another_plan_are_thrown_away(toy, built: Path, tmp_path: Path) -> None:
     with pytest.raises(KilledError):
         run(toy, tmp_path, seed=SEED + 1, progress=killer(20))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from longloom.storage.manifest import cache_key
+from longloom.storage.store import Store
 from longloom.tasks.training.imported import build
+from longloom.tasks.training.task import import_model
 
 
 @pytest.fixture
@@ -58,3 +62,21 @@ def test_parts_are_refused(source: Path, out: Path, without: list[str], message:
     with pytest.raises(ValueError, match=f"model {source}: {message}"):
         build(str(source), out)
     assert not list(out.iterdir())
+
+
+def test_of_the_hub_it_is_the_commit_of_the_key(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though another one is uploaded between the question and the download."""
+    commits = iter(["c0ffee", "decaf"])
+    asked: list[tuple[str, str | None]] = []
+
+    def download(name: str, *, revision: str | None = None, **_: object) -> str:
+        asked.append((name, revision))
+        return str(source)
+
+    monkeypatch.setenv("LONGLOOM_QUIET", "1")
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_: SimpleNamespace(sha=next(commits)))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    ref = import_model(Store(tmp_path / "store"), "weaver/warp-1b")
+    assert asked == [("weaver/warp-1b", "c0ffee")]
+    key = cache_key("import", 1, {"source": "hub:weaver/warp-1b@c0ffee"}, {})
+    assert ref.uri == f"artifacts/model/{key}"

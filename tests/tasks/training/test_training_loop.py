@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.finetune import with_lora
 from longloom.tasks.training.imported import build as build_imported
 from longloom.tasks.training.loop import ROWS, Batch, linear, train, write_rows
-from longloom.tasks.training.resume import LAST_GOOD, RUN
+from longloom.tasks.training.resume import LAST_GOOD, RUN, last_whole
 from longloom.tasks.training.watch import SPEED, SPEED_ROWS
 from longloom.tasks.training.watched import CHECKPOINTS, keep_speed
 
@@ -134,6 +135,28 @@ def test_a_half_written_checkpoint_is_passed_over(
     again = LlamaForCausalLM.from_pretrained(model_folder)
     assert run(again, out, rates, save_every=2) == expected
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["model", "shards", "adapters"])
+def test_a_half_removed_checkpoint_is_passed_over(model_folder: Path, tmp_path: Path, kind: str) -> None:
+    """Whichever of the files that the Trainer reads is gone first."""
+    network = LlamaForCausalLM.from_pretrained(model_folder)
+    network = with_lora(network, rank=2, alpha=4, dropout=0.0) if kind == "adapters" else network
+    run(network, tmp_path, [1e-3] * 2, save_every=2)
+    folder = tmp_path / CHECKPOINTS
+    saved = folder / "checkpoint-2"
+    if kind == "shards":
+        (saved / "model.safetensors").unlink()
+        LlamaForCausalLM.from_pretrained(model_folder).save_pretrained(saved, max_shard_size="20KB")
+        assert len(list(saved.glob("*.safetensors"))) > 1
+    assert last_whole(folder) == saved
+    whole = shutil.copytree(saved, tmp_path / "whole")
+    lost = [path.name for path in whole.iterdir() if "safetensors" in path.name or path.name == "adapter_config.json"]
+    for name in lost:
+        (saved / name).unlink()
+        assert last_whole(folder) is None, name
+        shutil.copytree(whole, saved)
+    assert last_whole(folder) == saved
 
 
 def test_a_loss_that_is_no_number(model: LlamaForCausalLM, tmp_path: Path) -> None:
