@@ -221,9 +221,10 @@ def import_reward_model(store: Store, source: str) -> ArtifactRef:
     from longloom.tasks.training.imported import revision
 
     place = Path(source)
-    identity = fingerprint_folder(store, place) if place.exists() else revision(source)
-    label = place.name if place.exists() else source
-    return _import(store, label=label, identity={"source": identity}, source=source)
+    if place.exists():
+        return _import(store, label=place.name, identity={"source": fingerprint_folder(store, place)}, source=source)
+    identity = revision(source)  # and the download is of this commit, see `training.task.import_model`
+    return _import(store, label=source, identity={"source": identity}, source=identity)
 
 
 def score_responses(
