@@ -39,7 +39,7 @@ CLAIMS = (
         claim="What a model answers to factual questions follows how often both stand together in its corpus",
         figure="rank correlation above .35 (TriviaQA, n = 3) and .25 (MMLU, knowledge)",
         place=f"Mem_n by model size; {_NOTES}",
-        measure="rank correlation of P_D and P_LLM, n = 2, on functions' facts; draws of functions",
+        measure="rank correlation of P_D and P_LLM, n = 2, on facts about held-out functions; draws of functions",
         unit="",
         digits=3,
         rule=_least(0.25, 0.05, 0.05),

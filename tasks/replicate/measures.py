@@ -110,12 +110,13 @@ def _found(within: list[float], who: str) -> list[float]:
 
 
 def _correlations(found: Evidence, task: str, *, small: bool = False) -> list[float]:
+    """On questions that were not made of the corpus, as the paper's were not."""
     values = []
     for folder in found.seeds("trace"):
         rows = [
             row
             for row in _rows(folder / "memorization.parquet")
-            if (row["set"], row["task"], row["measure"], row["rule"]) == ("corpus", task, "task-gram", "all")
+            if (row["set"], row["task"], row["measure"], row["rule"]) == ("held-out", task, "task-gram", "all")
         ]
         rows.sort(key=lambda row: (row["parameters"], row["model"] == "base"))
         values.append((rows[0] if small else rows[-1])["rho"])

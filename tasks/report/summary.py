@@ -74,7 +74,10 @@ def _memorization(study: Numbers | None) -> list[Span]:
     last, n = rows[-1]["set"], min(row["n"] for row in rows)
     own = [row for row in rows if (row["model"], row["set"], row["n"]) == (name, last, n)]
     parts = [[(decimal(row["rho"], 3), True), (f" ({row['task']})", False)] for row in own]
-    return [(f"Mem of {name} on {last} questions is ", False), *_joined(parts), (".", False)]
+    start = (
+        f"On {last} questions the answers of {name} follow the counts in the corpus with a rank correlation (Mem) of "
+    )
+    return [(start, False), *_joined(parts), (".", False)]
 
 
 def _explained(found: Numbers | None) -> list[Span]:

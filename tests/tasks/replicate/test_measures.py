@@ -19,9 +19,9 @@ def correlations(rows: dict[tuple[str, str, int], float]) -> list[dict[str, Any]
     """(task, model, parameters) -> rho, among rows of another set, measure and rule."""
     found = []
     for (task, model, parameters), rho in rows.items():
-        kept = {"set": "corpus", "measure": "task-gram", "rule": "all", "rho": rho}
+        kept = {"set": "held-out", "measure": "task-gram", "rule": "all", "rho": rho}
         row = {"task": task, "model": model, "parameters": parameters}
-        others = ({"set": "held-out"}, {"measure": "infinity-gram"}, {"rule": "seen"})
+        others = ({"set": "corpus"}, {"measure": "infinity-gram"}, {"rule": "seen"})
         found += [row | kept, *(row | kept | other | {"rho": 9.0} for other in others)]
     return found
 
