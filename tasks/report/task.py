@@ -12,7 +12,7 @@ from longloom.storage.store import Store
 from longloom.tasks.stage import Work, stage
 
 
-@stage("report", version=7)
+@stage("report", version=8)
 def _report(work: Work, *, title: str) -> Stats:
     from longloom.tasks.report.build import build
 
