@@ -7,6 +7,11 @@ from typing import Literal
 
 Verdict = Literal["holds", "partly", "does not"]
 
+#: Of the long benchmark runs.
+MACHINE = "2 cores of an AMD EPYC, torch 2.13.0, no GPU"
+#: Whence a figure is known that no abstract has: our own specifications of the methods; no table was at hand.
+NOTES = "from notes on the paper"
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -43,6 +48,16 @@ class Rule:
             f"holds: mean {self.direction} {_number(self.holds)}{unit}{every};"
             f" partly: mean {self.direction} {_number(self.partly)}{unit}"
         )
+
+
+def least(holds: float, every: float, partly: float) -> Rule:
+    """A rule of a measure that should be at least something."""
+    return Rule("at least", holds, every, partly)
+
+
+def most(holds: float, every: float, partly: float) -> Rule:
+    """A rule of a measure that should be at most something."""
+    return Rule("at most", holds, every, partly)
 
 
 @dataclass(frozen=True)
