@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longloom.storage.duck import connect
-from longloom.storage.parquet import files_of, iter_batches
+from longloom.storage.parquet import files_of
 from longloom.tasks.corpus.records import BadRecords
 
 #: Memory of the search for repeated ids; beyond it DuckDB spills to disk.
@@ -70,11 +70,18 @@ def _kept(files: list[Path], dropped: np.ndarray) -> Iterator[pa.Table]:
 def _repeated_rows(out: Path, name: str) -> tuple[np.ndarray, list[str]]:
     """The rows (counted from 0, in order) whose id an earlier row has, and the ids of the first few of them."""
     scratch = out / SCRATCH
+    files = files_of(out, name)
+    starts = np.cumsum([0, *(pq.read_metadata(file).num_rows for file in files)])[:-1]
     with connect(memory_limit_gib=MEMORY_GIB, threads=1, temp_directory=scratch) as database:
-        database.register("ids", _numbered(out, name))
+        # By DuckDB's own reader. A stream of ours would be read in a thread of pyarrow's pool, whose end it would wait
+        # for threads of the same pool: eight corpora at once in one process waited for ever.
+        database.execute("CREATE TABLE starts (filename VARCHAR, start BIGINT)")
+        database.executemany("INSERT INTO starts VALUES (?, ?)", [*zip(map(str, files), starts.tolist(), strict=True)])
+        database.read_parquet([str(file) for file in files], filename=True, file_row_number=True).create_view("files")
+        database.execute(
+            "CREATE VIEW ids AS SELECT id, start + file_row_number AS row FROM files JOIN starts USING (filename)"
+        )
         database.execute("CREATE TABLE again AS SELECT id FROM ids GROUP BY id HAVING count(*) > 1")
-        database.unregister("ids")
-        database.register("ids", _numbered(out, name))
         database.execute(
             """
             CREATE TABLE repeated AS
@@ -86,17 +93,3 @@ def _repeated_rows(out: Path, name: str) -> tuple[np.ndarray, list[str]]:
         ids = database.execute("SELECT id FROM repeated ORDER BY row LIMIT 5").fetchall()
     shutil.rmtree(scratch, ignore_errors=True)
     return rows, [identifier for (identifier,) in ids]
-
-
-def _numbered(out: Path, name: str) -> pa.RecordBatchReader:
-    """The ids of a table with their row numbers, as a stream."""
-    schema = pa.schema([("id", pa.string()), ("row", pa.int64())])
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        start = 0
-        for batch in iter_batches(out, name, ["id"], 65_536):
-            rows = pa.array(np.arange(start, start + batch.num_rows, dtype=np.int64))
-            yield pa.record_batch([batch.column("id"), rows], schema=schema)
-            start += batch.num_rows
-
-    return pa.RecordBatchReader.from_batches(schema, batches())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,3 +131,19 @@ def test_shared_data(tmp_path: Path, source: str, documents: int, characters: in
     assert counts["documents"] == documents
     assert characters is None or counts["characters"] == characters
     assert counts["skipped"] == 0
+
+
+def test_as_many_corpora_at_once_as_arrow_has_threads(tmp_path: Path) -> None:
+    """With one thread for reading in pyarrow's pool one corpus is as many: none may wait for another thread."""
+    (tmp_path / "rows.jsonl").write_text('{"id": "a", "text": "b"}\n{"id": "c", "text": "d"}\n')
+    (tmp_path / "out").mkdir()
+    code = f"""
+import pyarrow
+pyarrow.set_io_thread_count(1)
+from pathlib import Path
+from longloom.tasks.corpus.build import build
+place = Path({str(tmp_path)!r})
+stats = build([str(place / "rows.jsonl")], place / "out", text_field="text", id_field="id", on_bad_record="stop")
+assert stats.counts["documents"] == 2
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
