@@ -16,10 +16,12 @@ PLACE = Path(__file__).resolve().parent / ".env"
 #: Hexadecimal, since they become parts of addresses, where other characters would have to be quoted.
 NAMES = ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY")
 OPTIONS = """
-# GPUs of this host: 0, or their number with `--profile gpu`.
+# GPU workers, of a GPU each: 0, 1 with `--profile gpu`, 2 with `--profile gpus`.
 LONGLOOM_GPUS=0
-# Where people find the UI: another address if a proxy stands before it.
-LONGLOOM_URL=http://127.0.0.1:4200
+# The port of the UI on this host's loopback interface; 4200 if it is not set.
+#LONGLOOM_PORT=4200
+# Where people find the UI, if a proxy stands before it; without a slash at the end.
+#LONGLOOM_URL=https://prefect.example
 # Where failed runs are told of: a URL that takes {"text": ...}, such as an incoming webhook of Slack or Mattermost.
 LONGLOOM_WEBHOOK=
 # Of the OpenAI-compatible endpoint that evaluate, rag and judge may ask.

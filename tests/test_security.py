@@ -217,7 +217,7 @@ def test_passwords_are_written_once_for_the_owner_alone(tmp_path: Path) -> None:
     values = dict(line.split("=", 1) for line in place.read_text().splitlines() if "=" in line and "#" not in line)
     compose = (ROOT / "infra" / "compose.yaml").read_text()
     assert set(re.findall(r"\$\{(\w+):\?", compose)) == {name for name, value in values.items() if len(value) >= 48}
-    assert set(re.findall(r"\$\{(\w+)", compose)) - {"LONGLOOM_DATA", "LONGLOOM_PORT"} == set(values)
+    assert set(re.findall(r"\$\{(\w+)", compose)) - {"LONGLOOM_DATA", "LONGLOOM_PORT", "LONGLOOM_URL"} == set(values)
     with pytest.raises(FileExistsError):
         written.write(place)
     ignored = subprocess.run(["git", "check-ignore", "infra/.env"], cwd=ROOT, capture_output=True, check=False)

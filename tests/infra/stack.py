@@ -29,6 +29,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text())
+#: An innermost one.
+VARIABLE = re.compile(r"\$\{(\w+)(?::[?-]([^${}]*))?\}")
 #: The machine may be busy: for giving up, nothing waits for it.
 SECONDS = 300
 
@@ -45,6 +47,13 @@ def binary(name: str) -> str | None:
     """Debian keeps PostgreSQL's commands off the PATH."""
     places = os.pathsep.join([os.environ.get("PATH", ""), *map(str, Path("/usr/lib/postgresql").glob("*/bin"))])
     return shutil.which(name, path=places)
+
+
+def interpolate(value: str, given: dict[str, str]) -> str:
+    """As Compose does: `${NAME:-default}`, whose default may hold another one."""
+    while (inner := VARIABLE.sub(lambda found: given.get(found[1]) or found[2] or "", value)) != value:
+        value = inner
+    return value
 
 
 def free_port() -> int:
@@ -107,7 +116,7 @@ class Stack:
 
     def _resolve(self, value: str) -> str:
         """A value of compose.yaml, with this stack's secrets, hosts and ports."""
-        value = re.sub(r"\$\{(\w+)(?::[?-]([^}]*))?\}", lambda found: self.secrets.get(found[1], found[2]), value)
+        value = interpolate(value, self.secrets)
         value = value.replace("@postgres:5432", f"@127.0.0.1:{self.postgres_port}")
         value = value.replace("@redis:6379", f"@127.0.0.1:{self.redis_port}")
         return value.replace("http://server:4200", f"http://127.0.0.1:{self.port}")
