@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 
 import openai
 
+from longloom.storage.json_text import well_formed
+
 APIS = ("chat", "completions")
 
 #: What servers without keys are sent: the package insists on one.
@@ -279,7 +281,8 @@ def _read(text: str, seconds: float, api: str) -> Reply:
     usage = body.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     prompt_tokens, new_tokens = (count if isinstance(count, int) else None for count in counts)
-    return Reply(answer, prompt_tokens, new_tokens, seconds)
+    # A server may cut an answer between the two halves of a character, and no table could hold one half.
+    return Reply(well_formed(answer), prompt_tokens, new_tokens, seconds)
 
 
 def _message(error: openai.APIStatusError) -> str:
@@ -297,7 +300,7 @@ def _messages(question: Question) -> Any:
 
 
 def _shorten(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(well_formed(text).split())
     return line if len(line) <= _QUOTED else f"{line[: _QUOTED - 3]}..."
 
 

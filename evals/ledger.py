@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from longloom.storage.json_text import well_formed
+
 
 class Ledger:
     """Finished generations by key.
@@ -30,6 +32,8 @@ class Ledger:
         whole = content[: content.rfind(b"\n") + 1]
         for line in whole.splitlines()[1:]:
             row = json.loads(line)
+            if b"\\ud" in line:  # an earlier version kept lone surrogates, which no table holds
+                row = {name: well_formed(value) if isinstance(value, str) else value for name, value in row.items()}
             self._rows[row["key"]] = row
         if len(whole) < len(content):
             with path.open("r+b") as file:

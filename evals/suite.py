@@ -60,6 +60,11 @@ class Suite(ABC):
                 raise ValueError(f"suite {self.name!r} has no option {option!r}; its options: {offered}")
         self.source = source
 
+    @classmethod
+    def files_beside(cls, data: Path) -> list[Path]:
+        """What it reads beside one file of records: with that file they make out what a result depends on."""
+        return []
+
     @abstractmethod
     def tasks(self) -> list[str]:
         """The tasks that the source has records for (ValueError if it has none)."""
@@ -101,7 +106,8 @@ def make_record(requests: Sequence[Request], references: Sequence[str], **fields
 
     Fields that results know: `length` (whole number; of the context, as the benchmark counts it), `depth` (per cent),
     `group` (what the benchmark itself breaks a task's score down by), `gold` (list of the passages of the context that
-    hold the answer, word for word, where the benchmark tells them).
+    hold the answer, word for word, where the benchmark tells them), `error` (why it cannot be asked, a failed sample;
+    null: it can).
     """
     return {"requests": [request.to_dict() for request in requests], "references": list(references), **fields}
 

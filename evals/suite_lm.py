@@ -82,7 +82,7 @@ class Job:
         ids: the input [N]; empty if it does not fit, or if there is no tokenizer to make it.
         truncated: whether its document was cut.
         settings: new tokens at most, new tokens at least, end tokens.
-        error: why it does not fit, or None.
+        error: why it does not fit, or why its record cannot be asked, or None.
     """
 
     instance: Instance
@@ -264,6 +264,8 @@ class SuiteLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes are untype
         request = Request.from_dict(instance.doc["requests"][instance.idx])
         if self.window is not None:
             longest = min(longest, self.window // _ANSWER_SHARE)
+        if instance.doc.get("error"):
+            return Job(instance, request, _NOTHING, False, (longest, 0, tuple(sorted(ends))), instance.doc["error"])
         if self.tokenizer is None:
             return Job(instance, request, _NOTHING, False, (longest, 0, tuple(sorted(ends))))
         if request.newline_stops:

@@ -36,6 +36,8 @@ def check_evaluation(params: EvaluateParams) -> None:
     check_names(params.suite, params.tasks)
     if params.exclude_contaminated is not None:
         check_records(params.suite)
+    if params.truncation and makes_prompts(params.suite):
+        raise ValueError(f"truncation with suite {params.suite!r}, whose prompts are never cut; expected none")
     policies = _policies(params)
     if params.heads is not None and not any(policy.profiled for policy in policies):
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +82,20 @@ def scores_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def lines_table(rows: list[dict[str, Any]], head: str) -> Table:
-    """Scores with a row a label and a column a task: sweeps of policies or of retrieval have many labels."""
-    tasks = list(dict.fromkeys((row["suite"], row["task"]) for row in rows))
-    suites = {suite for suite, _ in tasks}
-    names = [task if len(suites) == 1 else f"{suite} {task}" for suite, task in tasks]
+    """Scores with a row a label and a column a task and metric: sweeps of policies or of retrieval have many labels."""
+    keys = list(dict.fromkeys((row["suite"], row["task"], row["metric"]) for row in rows))
+    several = len({suite for suite, _, _ in keys}) > 1
+    metrics = Counter((suite, task) for suite, task, _ in keys)  # lm-eval's tasks may have several
+    names = [
+        " ".join([*([suite] if several else []), task, *([metric] if metrics[suite, task] > 1 else [])])
+        for suite, task, metric in keys
+    ]
     table = Table(head, *names, box=None, pad_edge=False)
-    grouped: dict[str, dict[tuple[str, str], str]] = {}
+    grouped: dict[str, dict[tuple[str, str, str], str]] = {}
     for row in rows:
-        grouped.setdefault(row["label"], {})[row["suite"], row["task"]] = _score(row)
+        grouped.setdefault(row["label"], {})[row["suite"], row["task"], row["metric"]] = _score(row)
     for label, cells in grouped.items():
-        table.add_row(label, *(cells.get(task, "") for task in tasks))
+        table.add_row(label, *(cells.get(key, "") for key in keys))
     return table
 
 

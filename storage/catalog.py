@@ -9,7 +9,7 @@ from longloom.storage.duck import connect
 from longloom.storage.store import Store
 
 #: Columns of scores.parquet that artifacts of earlier versions lack, or those that left out no records.
-_LATER = ("fixed", "full_score", "retrieval", "beyond", "window", "contaminated")
+_LATER = ("fixed", "full_score", "retrieval", "beyond", "window", "contaminated", "higher_is_better")
 
 
 class Catalog:

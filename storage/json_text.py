@@ -41,6 +41,11 @@ def parse_json(text: str) -> Any:
     return value
 
 
+def well_formed(text: str) -> str:
+    """The text with surrogates joined where they are pairs, and U+FFFD for each lone one, so that UTF-8 can hold it."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def read_json(path: Path, *, expected: str) -> Any:
     """The value of a JSON file; a byte order mark before it is passed over.
 

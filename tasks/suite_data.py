@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from longloom.storage.fingerprint import fingerprint_folder
+from longloom.storage.fingerprint import fingerprint, fingerprint_folder
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.store import Store
 
@@ -22,7 +22,7 @@ class SuiteData(NamedTuple):
 
 
 def suite_data(store: Store, suite: str, data: ArtifactRef | str | None) -> SuiteData:
-    """Identifies records by their bytes, and those of the hub by their commit.
+    """Identifies records by their bytes (and of one file also by what its suite reads beside it), the hub's by commit.
 
     Args:
         store: remembers fingerprints.
@@ -34,10 +34,14 @@ def suite_data(store: Store, suite: str, data: ArtifactRef | str | None) -> Suit
     """
     if isinstance(data, ArtifactRef):
         return SuiteData({"data": data}, {}, None)
-    if data is not None:
-        return SuiteData({}, {"data": fingerprint_folder(store, Path(data))}, data)
     from longloom.evals.registry import suite_class
 
+    if data is not None:
+        place = Path(data)
+        beside = suite_class(suite).files_beside(place) if suite != HARNESS and place.is_file() else []
+        if beside:
+            return SuiteData({}, {"data": fingerprint(store, [place, *beside], base=place.parent)}, data)
+        return SuiteData({}, {"data": fingerprint_folder(store, place)}, data)
     repository = None if suite == HARNESS else suite_class(suite).hub
     if repository is None:  # it makes its records itself, or says that it needs data
         return SuiteData({}, {}, None)

@@ -63,6 +63,19 @@ def exam(task: str, prediction: str, answer: str, *, position: int) -> Parts:
     return parts
 
 
+def check_answer(task: str, answer: str, where: str) -> None:
+    """Raises ValueError for an official answer to a closed-ended question that nothing can be compared with.
+
+    Args:
+        task, answer: as for `exam`.
+        where: file, line and field, for the error.
+    """
+    if not answer.strip():
+        raise ValueError(f"{where} is {answer!r}, expected an answer that is not blank")
+    if task == "sci_fi":
+        official_verdicts(answer, where)
+
+
 def exact_match(prediction: str, answer: str) -> float:
     """1, .25 or 0: letters by their set, numbers as floats, other texts by containment.
 
@@ -134,15 +147,15 @@ def verdicts(prediction: str) -> tuple[str, str]:
     return _verdict(told), _verdict(fact.partition("[fact:")[0][:-1])
 
 
-def official_verdicts(answer: str) -> tuple[str, str]:
-    """The same two of an official answer.
+def official_verdicts(answer: str, where: str = "sci_fi: the answer") -> tuple[str, str]:
+    """The same two of an official answer; `where` it stands, for the error.
 
     Raises:
         ValueError: it has no `[fact: ...]`.
     """
     told, label, fact = answer.lower().partition("[fact:")
     if not label:
-        raise ValueError(f"sci_fi: the answer is {answer!r}, expected 'True [fact: False]' or the like")
+        raise ValueError(f"{where} is {answer!r}, expected 'True [fact: False]' or the like")
     return told.strip(), fact[:-1].strip()
 
 

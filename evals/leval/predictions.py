@@ -7,7 +7,7 @@ from typing import Any
 
 from longloom.evals.jsonl import FILLED_TEXT, TEXT, check_fields
 from longloom.evals.leval.mended import rate_fixed
-from longloom.evals.leval.metrics import rate
+from longloom.evals.leval.metrics import check_answer, rate
 from longloom.evals.leval.suite import official_score
 from longloom.evals.leval.tasks import CLOSED, METRICS, TASK_METRICS
 from longloom.evals.suite import Parts, unknown_task
@@ -55,6 +55,8 @@ def score(task: str, records: Iterable[tuple[int, dict[str, Any]]], path: str) -
         if metric not in (None, record["evaluation"]):
             raise ValueError(f"{where}: field 'evaluation' is {record['evaluation']!r}, expected {metric!r} as before")
         metric = record["evaluation"]
+        if task in CLOSED:
+            check_answer(task, record["gt"], f"{where}: field 'gt'")
         empty += not record[field].strip()
         ratings.append(rate(metric, task, record[field], record["gt"], position=position))
         mended.append(rate_fixed(metric, task, record[field], record["gt"], position=position))

@@ -8,6 +8,7 @@ from typing import Any
 
 from longloom.evals.hub import fetch
 from longloom.evals.jsonl import FILLED_TEXT, STRINGS, TEXT, check_fields, read_records, task_files
+from longloom.evals.leval.metrics import check_answer
 from longloom.evals.leval.tasks import CLOSED, JUDGED, TASK_METRICS
 
 FIELDS = {"instructions": STRINGS, "outputs": STRINGS, "input": TEXT, "evaluation": FILLED_TEXT}
@@ -63,6 +64,9 @@ def read_task(data: Path | None, task: str) -> Iterator[dict[str, Any]]:
         if document["evaluation"] != metric:
             tag = document["evaluation"]
             raise ValueError(f"{where}: field 'evaluation' is {tag!r}, expected {metric!r} (or {' or '.join(JUDGED)})")
+        if task in CLOSED:
+            for place, answer in enumerate(document["outputs"], start=1):
+                check_answer(task, answer, f"{where}: field 'outputs', entry {place},")
         found = True
         yield document
     if not found:

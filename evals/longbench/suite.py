@@ -17,6 +17,9 @@ from longloom.evals.matching import dataset_score
 from longloom.evals.protocol import Request
 from longloom.evals.suite import Parts, Source, Suite, make_record, unknown_task
 
+#: What `records` reads in config/.
+_TABLES = ("dataset2prompt", "dataset2maxlen", "dataset2metric", "dataset2chat")
+
 
 class _LongBenchFormat(Suite):
     """What both suites share: the records, the prompts' place, the metrics, the score."""
@@ -144,9 +147,11 @@ class Records(_LongBenchFormat):
             raise ValueError("suite 'records' needs data: a folder of <task>.jsonl in LongBench's format, with config/")
         self._data: Path = source.data
         self._tasks = list(task_files(self._data))
-        self._tables = {
-            name: self._table(name) for name in ("dataset2prompt", "dataset2maxlen", "dataset2metric", "dataset2chat")
-        }
+        self._tables = {name: self._table(name) for name in _TABLES}
+
+    @classmethod
+    def files_beside(cls, data: Path) -> list[Path]:
+        return [path for name in _TABLES if (path := config_file(data, name)).is_file()]
 
     def tasks(self) -> list[str]:
         return list(self._tasks)

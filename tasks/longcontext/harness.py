@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from lm_eval import evaluator
 
-from longloom.evals.harness_suite import harness_tasks, samples_of, scores_of
+from longloom.evals.harness_suite import harness_tasks, no_hub_metrics, samples_of, scores_of
 from longloom.evals.suite_lm import Outcome
 from longloom.storage.stats import Stats
 from longloom.tasks.longcontext.backends import Backend
@@ -54,14 +54,14 @@ def build(
         volatile.
 
     Raises:
-        ValueError: an unknown task, or one that cannot be loaded or that the backend cannot answer; nothing but failed
-            samples.
+        ValueError: an unknown task, or one that cannot be loaded or that the backend cannot answer, or that asks for a
+            metric of the hub; nothing but failed samples.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}, expected at least 1 sample a task")
     opened = backend.open()
     lm = opened.lm(out, batch_size=batch_size, max_length=max_length, suite_length=None, progress=progress)
-    with quiet_harness(), _seeded():
+    with quiet_harness(), _seeded(), no_hub_metrics():
         loaded = harness_tasks(tasks, include_path=data)
         for task in loaded.values():
             task.set_fewshot_seed(_SEED + seed)
@@ -92,10 +92,12 @@ def build(
                 }
             )
         samples += rows
+        directions = results["higher_is_better"].get(name, {})
         for score in scores_of(results, name):
             metric = _metric(score.metric, score.filter)
             own = [row for row in rows if row["metric"] == metric]
-            scores.append({**head, "metric": metric, "score": score.value, **counts(own, lm.window)})
+            direction = {"higher_is_better": directions.get(score.metric)}  # None: the harness does not know
+            scores.append({**head, "metric": metric, "score": score.value, **direction, **counts(own, lm.window)})
         if outcomes:
             costs.append({**head, **cost(outcomes.values())})
         numbered |= {(name, row["sample"]) for row in rows}

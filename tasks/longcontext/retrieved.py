@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from longloom.evals.protocol import Request, encode
 from longloom.evals.suite import Parts, Suite
 from longloom.tasks.retrieval.gold import occurrences, recall
-from longloom.tasks.retrieval.select import check, read_ranked, read_tasks, select
+from longloom.tasks.retrieval.select import Selection, TooLong, check, read_ranked, read_tasks, select
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,11 @@ class RetrievedSuite(Suite):
         return self._suite.max_new_tokens(task)
 
     def records(self, task: str) -> list[dict[str, Any]]:
-        """Every record with the chosen passages as its context, and `gold_recall` where its gold passages are known."""
+        """Every record with the chosen passages as its context, and `gold_recall` where its gold passages are known.
+
+        One whose best passage is longer than the budget has an `error` and is not asked: one long chunk among thousands
+        of samples should not end a sweep.
+        """
         options = self._retrieval
         ranked = read_ranked(options.passages, self._suite.name, task)
 
@@ -75,13 +79,15 @@ class RetrievedSuite(Suite):
             return len(encode(self._tokenizer, text, special=False)) if self._tokenizer else 0
 
         records = []
+        errors: dict[int, str] = {}
         for number, record in enumerate(self._suite.records(task)):
             requests = [Request.from_dict(fields) for fields in record["requests"]]
             rows = ranked.get(number, [])
             try:
                 chosen = select(rows, k=options.k, budget=options.budget, order=options.order, count=count)
-            except ValueError as error:
-                raise ValueError(f"suite {self.name!r}, task {task!r}, sample {number}: {error}") from None
+            except TooLong as error:
+                chosen = Selection("", (), (), 0)
+                errors[number] = str(error)
             replaced = [
                 request if request.context is None else request.with_context(chosen.text) for request in requests
             ]
@@ -91,6 +97,8 @@ class RetrievedSuite(Suite):
                 begin, end = requests[0].context
                 found = recall(chosen.spans, occurrences(requests[0].document[begin:end], gold))
             records.append({**record, "requests": [request.to_dict() for request in replaced], "gold_recall": found})
+        if errors:  # records of a task have the same fields
+            records = [{**record, "error": errors.get(number)} for number, record in enumerate(records)]
         return records
 
     def rate(self, task: str, prediction: str, record: Mapping[str, Any]) -> Parts:

@@ -54,8 +54,9 @@ SCORES = pa.schema(
     ]
 )
 
-#: With it, where contaminated records were left out: how many. (Another column in every table would be other bytes.)
-_CONTAMINATED = pa.field("contaminated", pa.int64())
+#: Columns of scores that only some evaluations have (in every table they would be other bytes): how many contaminated
+#: records were left out, and what lm-eval says of a metric (null: nothing).
+_SOMETIMES = (pa.field("contaminated", pa.int64()), pa.field("higher_is_better", pa.bool_()))
 
 #: One row a task: sums over its samples. `kv_bytes` is the largest cache of a sample while it decodes, `kv_bytes_mean`
 #: the mean of those that were answered, `peak_kv_bytes` the largest at any time. A decode step takes
@@ -78,7 +79,7 @@ COST = pa.schema(
 
 def write(out: Path, samples: Sequence[Row], scores: Sequence[Row], costs: Sequence[Row]) -> None:
     """Writes `samples.parquet`, `scores.parquet` and `cost.parquet`; keys that a row lacks become null."""
-    scored = SCORES.append(_CONTAMINATED) if any(_CONTAMINATED.name in row for row in scores) else SCORES
+    scored = pa.schema([*SCORES, *(field for field in _SOMETIMES if any(field.name in row for row in scores))])
     for name, schema, rows in (("samples", SAMPLES, samples), ("scores", scored, scores), ("cost", COST, costs)):
         with FileWriter(out / f"{name}.parquet", schema) as writer:
             writer.write([{column: row.get(column) for column in schema.names} for row in rows])

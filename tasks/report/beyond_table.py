@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from longloom.tasks.report.formats import decimal, duration, in_bytes
-from longloom.tasks.report.views import Cell, score_digits
+from longloom.tasks.report.metrics import score_digits
+from longloom.tasks.report.views import Cell
 
 Numbers = dict[str, Any]
 

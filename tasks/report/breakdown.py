@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from longloom.tasks.report.evaluation import Measured, is_placed
+from longloom.tasks.report.metrics import unit_of
 
 #: Bounds of the length buckets, in prompt tokens: below 1K, 1K to 2K, ..., from 128K on.
 BOUNDS = tuple(1024 * 2**step for step in range(8))
@@ -21,16 +22,20 @@ Numbers = dict[str, Any]
 
 
 def by_length(measured: Sequence[Measured]) -> list[Numbers]:
-    """Mean scores by bucket of prompt tokens, over all samples of a suite.
+    """Mean scores by bucket of prompt tokens, over all samples of a suite; of lm-eval's, of each metric by itself.
 
     Returns:
-        Rows of model, policy, suite, bucket, score, samples; `bucket` counts from 0 for prompts below `BOUNDS[0]`.
+        Rows of model, policy, suite, metric (empty: all of the suite), higher_is_better (as of the scores), bucket,
+        score, samples; `bucket` counts from 0 for prompts below `BOUNDS[0]`.
     """
     cells: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for found, sample in _samples(measured):
         if sample["prompt_tokens"]:  # a model behind an endpoint may not tell
-            cells[*_names(found, "suite"), bisect_right(BOUNDS, sample["prompt_tokens"])].append(sample["score"])
-    return _means(cells, ("model", "policy", "suite", "bucket"))
+            _, metric = unit_of(found.row["suite"], found.row["metric"])
+            bucket = bisect_right(BOUNDS, sample["prompt_tokens"])
+            names = (*_names(found, "suite"), metric, found.row.get("higher_is_better"), bucket)
+            cells[names].append(sample["score"])
+    return _means(cells, ("model", "policy", "suite", "metric", "higher_is_better", "bucket"))
 
 
 def by_group(measured: Sequence[Measured]) -> list[Numbers]:

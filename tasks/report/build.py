@@ -9,6 +9,7 @@ from typing import Any
 
 from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
+from longloom.tasks.report.evaluation import IDENTITY
 from longloom.tasks.report.gather import gather
 from longloom.tasks.report.markdown import markdown
 from longloom.tasks.report.render import page
@@ -46,5 +47,7 @@ def build(
     (out / "report.md").write_text(markdown(numbers), encoding="utf-8")
     (out / "index.html").write_text(page(gathered), encoding="utf-8")
     scores = numbers.get("evaluation", {}).get("scores", [])
-    counts = {"sections": len(sections), "scores": len(scores), "samples": sum(row["samples"] for row in scores)}
+    # One sample may have a score by each of several metrics.
+    samples = {tuple(row[name] for name in IDENTITY if name != "metric"): row["samples"] for row in scores}
+    counts = {"sections": len(sections), "scores": len(scores), "samples": sum(samples.values())}
     return Stats(counts=counts, volatile=("index.html",))

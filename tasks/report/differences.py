@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 
 from longloom.tasks.report.formats import flat
-from longloom.tasks.report.intervals import Paired, paired
-from longloom.tasks.report.measures import Measure, measures
+from longloom.tasks.report.intervals import SIGNIFICANT, Paired, paired
+from longloom.tasks.report.measures import Measure, measures, preference_scores
+from longloom.tasks.report.metrics import better
 from longloom.tasks.report.order import natural, rank
-from longloom.tasks.report.views import LOWER_IS_BETTER
 
 #: What makes two scores the same thing measured twice.
 KEY = ("suite", "task", "metric", "model", "policy", "retrieval")
-#: Below this p a difference is marked.
-SIGNIFICANT = 0.05
 
 Report = Mapping[str, Any]
 Scores = Sequence[Mapping[str, Any]]
@@ -33,6 +31,7 @@ class Difference:
         a, b: the scores; None where a run lacks it.
         samples: how many samples the paired comparison rests on; 0 without one.
         paired: b - a over the same samples, with interval and p; None where the samples do not align.
+        better: "lower" or "higher"; "": neither is.
         artifacts: the labels of the artifacts of a and of b; empty where a run lacks it or does not tell.
     """
 
@@ -46,6 +45,7 @@ class Difference:
     b: float | None
     samples: int
     paired: Paired | None
+    better: str = "higher"
     artifacts: tuple[str, str] = ("", "")
 
     @property
@@ -56,9 +56,9 @@ class Difference:
     @property
     def verdict(self) -> str:
         """Whether b is "better" or "worse", where the difference is unlikely to be chance."""
-        if self.paired is None or self.paired.p >= SIGNIFICANT:
+        if not self.better or self.paired is None or self.paired.p >= SIGNIFICANT:
             return ""
-        return "better" if (self.paired.difference > 0) != (self.metric in LOWER_IS_BETTER) else "worse"
+        return "better" if (self.paired.difference > 0) == (self.better == "higher") else "worse"
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ class Comparison:
 
     Attributes:
         titles: of a and b.
-        rows: every score that either has, those beyond the window by length.
+        rows: every score that either has, those beyond the window by length; preference accuracies of both on the same
+            comparisons, over prompts.
         measures: every other measure that either has.
         changes: parameters of the manifests that differ.
         sections: sections that only one has: name -> "a" or "b".
@@ -127,6 +128,14 @@ def compare(a: Report | Scores, b: Report | Scores) -> Comparison:
         ValueError: one of the two is neither, or a row lacks a part of its name; says which.
     """
     scores_a, scores_b = _scores(a, "a"), _scores(b, "b")
+    preferences_a, preferences_b = (preference_scores(run) if isinstance(run, Mapping) else {} for run in (a, b))
+    same = [
+        name
+        for name, row in preferences_a.items()
+        if row["sample_scores"].keys() == preferences_b.get(name, {}).get("sample_scores", {}).keys()
+    ]
+    scores_a |= {_key(preferences_a[name]): preferences_a[name] for name in same}
+    scores_b |= {_key(preferences_b[name]): preferences_b[name] for name in same}
     order = sorted(
         scores_a | scores_b,
         key=lambda key: (key[0], natural(key[1]), key[2], rank(key[3]), rank(key[4]), natural(key[5])),
@@ -137,7 +146,9 @@ def compare(a: Report | Scores, b: Report | Scores) -> Comparison:
     return Comparison(
         titles=(_title(a, "a"), _title(b, "b")),
         rows=tuple(_difference(key, scores_a.get(key), scores_b.get(key)) for key in order),
-        measures=tuple(Beside(*key, measures_a.get(key), measures_b.get(key)) for key in measures_a | measures_b),
+        measures=tuple(
+            Beside(*key, measures_a.get(key), measures_b.get(key)) for key in measures_a | measures_b if key not in same
+        ),
         changes=tuple(
             change
             for section in sorted(settings_a.keys() & settings_b.keys())
@@ -154,10 +165,14 @@ def _scores(run: Report | Scores, name: str) -> dict[tuple[str, ...], Mapping[st
         missing = [part for part in (*KEY, "score") if part not in (*row, "retrieval")]
         if missing:
             raise ValueError(f"compare: a score of run {name} lacks {', '.join(missing)}; has {', '.join(row)}")
-        found[tuple(row.get(part) or "" for part in KEY)] = row
+        found[_key(row)] = row
     if not rows and not (isinstance(run, Mapping) and "format" in run):
         raise ValueError(f"compare: run {name} is no report.json and holds no scores")
     return found
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(row.get(part) or "" for part in KEY)
 
 
 def _long(report: Report) -> list[dict[str, Any]]:
@@ -207,5 +222,6 @@ def _difference(key: tuple[str, ...], a: Mapping[str, Any] | None, b: Mapping[st
         b=None if b is None else b["score"],
         samples=len(samples_a) if both else 0,
         paired=both,
+        better=better(b or a or {"metric": metric}),
         artifacts=((a or {}).get("section", ""), (b or {}).get("section", "")),
     )

@@ -30,7 +30,8 @@ SAMPLES = {
 # Columns that artifacts of earlier versions lack; they are then null.
 LATER_SCORES = {
     **dict.fromkeys(("fixed", "full_score"), pa.float64()),
-    **dict.fromkeys(("beyond", "window"), pa.int64()),
+    **dict.fromkeys(("beyond", "window", "contaminated"), pa.int64()),
+    "higher_is_better": pa.bool_(),
     "retrieval": pa.string(),
 }
 LATER_SAMPLES = {
@@ -80,11 +81,11 @@ class Evaluations:
 
     Attributes:
         scores: one dict per model, policy, retrieval (null: direct long context), suite, task and metric; `fixed` is
-            the score by the mended metric, null where there is none; `section` is the label of its artifact. Goes into
-            report.json.
+            the score by the mended metric, null where there is none; `higher_is_better` is what lm-eval says of its
+            metrics, null for ours; `section` is the label of its artifact. Goes into report.json.
         grids: needle results by length and depth, with the model's window (null: not known); goes into report.json.
-        answers: (suite, task) -> sample -> {"references": [...], "answers": [{model, policy, prediction, score}]}; of
-            direct long context alone.
+        answers: (suite, task) -> sample -> {"references": [...], "answers": [{model, policy, prediction, scores}]},
+            scores by metric; of direct long context alone.
         costs: rows of cost.parquet with their model and retrieval; volatile, so for the page alone.
         measured: the scores with their samples, for what is made of samples.
     """
@@ -161,7 +162,7 @@ def _add_samples(found: Evaluations, scores: list[Numbers], samples: list[Number
             name = {part: row[part] for part in ("model", "policy", "retrieval", "suite", "task", "window")}
             found.grids.append({**name, **grid(placed, factor or 1.0)})
         if row["retrieval"] is None:
-            _add_answers(found.answers.setdefault((suite, task), {}), row["model"], row["policy"], group)
+            _add_answers(found.answers.setdefault((suite, task), {}), row, group)
 
 
 def task_means(line: Mapping[Task, Measured], tasks: Sequence[Task]) -> Numbers:
@@ -189,21 +190,29 @@ def is_placed(sample: Numbers) -> bool:
     return sample["length"] is not None and sample["depth"] is not None
 
 
-def _add_answers(shown: dict[str, Numbers], model: str, policy: str, samples: list[Numbers]) -> None:
-    """Adds this model's answers to the first samples of a task, which all models share."""
+def _add_answers(shown: dict[str, Numbers], row: Numbers, samples: list[Numbers]) -> None:
+    """Adds this model's answers to the first samples of a task, which all models share; one by many metrics once."""
     for sample in samples:
         name = _name(sample)
         if name in shown or len(shown) < SHOWN_SAMPLES:
             entry = shown.setdefault(
                 name, {"sample": sample["sample"], "references": sample["references"], "answers": []}
             )
-            answer = {"prediction": sample["prediction"], "score": sample["score"]}
-            entry["answers"].append({"model": model, "policy": policy, **answer})
+            said = {"model": row["model"], "policy": row["policy"], "prediction": sample["prediction"]}
+            known = next((answer for answer in entry["answers"] if said.items() <= answer.items()), None)
+            if known is None:
+                entry["answers"].append(known := {**said, "scores": {}})
+            known["scores"][row["metric"]] = sample["score"]
 
 
 def _name(sample: Numbers) -> str:
-    """A sample's name, equal in two runs if both asked the same: its number and a hash of the references."""
-    return f"{sample['sample']}-{hashlib.sha256(repr(sample['references']).encode()).hexdigest()[:8]}"
+    """A sample's name, equal in two runs if both asked the same.
+
+    It is the sample's number and a hash of all that its row tells of the question: the references alone are the same at
+    every length and depth of a generated prompt.
+    """
+    told = [sample[name] for name in ("references", "length", "depth", "group")]
+    return f"{sample['sample']}-{hashlib.sha256(repr(told).encode()).hexdigest()[:8]}"
 
 
 def _factor(score: float | None, full_score: float | None, values: np.ndarray) -> float | None:

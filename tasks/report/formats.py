@@ -71,6 +71,11 @@ def percent(share: float | None) -> str:
     return NOTHING if share is None else f"{100 * share:.1f}%"
 
 
+def p_value(p: float) -> str:
+    """0.0312 -> 0.031, and < 0.001 below that."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def decimal(value: float | None, digits: int) -> str:
     """A number with a fixed count of decimals; a minus is a true minus, and -0.0 is 0.0."""
     if value is None:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 SEED = 0
 RESAMPLES = 5000
 LEVEL = 0.95
+#: Below this p a difference is marked.
+SIGNIFICANT = 0.05
 #: Up to this many non-zero differences, all 2^n sign assignments are counted instead of drawn.
 EXACT_SIGNS = 12
 

@@ -195,7 +195,11 @@ def _retrieval(comparison: Numbers) -> str:
         for line in retrieval_lines(comparison)
     ]
     tasks = ", ".join(safe(task["task"]) for task in comparison["tasks"])
-    return pipe_table(header, rows) + f"\n\nOver {tasks}. “To direct”: the paired difference and its 95% interval."
+    note = (
+        f"Over {tasks}. “To direct”: the paired difference, its 95% interval and the p of a sign-flip test, not"
+        " corrected for the number of rows."
+    )
+    return f"{pipe_table(header, rows)}\n\n{note}"
 
 
 def _beyond(entry: Numbers) -> list[str]:

@@ -75,14 +75,41 @@ def _proof(proof: Numbers | None) -> Iterator[tuple[Key, Measure]]:
         yield ("held-out loss", name), Measure(loss["mean"], loss["low"], loss["high"], "lower", "proof")
 
 
+def preference_scores(report: Numbers) -> dict[Key, dict[str, Any]]:
+    """The preference accuracies that have credits by prompt, under their names as measures, as scores to be paired."""
+    return {
+        _preference_key(name, condition): {
+            "suite": "preference",
+            "task": name,
+            "metric": "accuracy",
+            "model": "reward model",
+            "policy": NAMES[condition],
+            "score": own["value"],
+            "better": _better(condition),
+            "sample_scores": found["credits"][condition],
+            "section": f"preference/{name}",
+        }
+        for name, found in report.get("preference", {}).get("sets", {}).items()
+        for condition, own in conditions_of(found).items()
+        if found.get("credits", {}).get(condition)
+    }
+
+
+def _preference_key(name: str, condition: str) -> Key:
+    return "preference accuracy", f"{name}, {NAMES[condition]}"
+
+
+def _better(condition: str) -> str:
+    """With the negated criterion preferences should turn around; a nonsense one should say nothing."""
+    return {"negated": "lower", "nonsense": ""}.get(condition, "higher")
+
+
 def _preference(preference: Numbers) -> Iterator[tuple[Key, Measure]]:
     for name, found in preference["sets"].items():
         for condition, own in conditions_of(found).items():
             if own["value"] is not None:
-                # With the negated criterion preferences should turn around; a nonsense one should say nothing.
-                better = {"negated": "lower", "nonsense": ""}.get(condition, "higher")
-                key = ("preference accuracy", f"{name}, {NAMES[condition]}")
-                yield key, Measure(own["value"], own["low"], own["high"], better, f"preference/{name}")
+                measure = Measure(own["value"], own["low"], own["high"], _better(condition), f"preference/{name}")
+                yield _preference_key(name, condition), measure
     for name, found in preference["judges"].items():
         for condition, own in found["conditions"].items():
             if own["value"] is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longloom.tasks.report.credits import prompt_credits
 from longloom.tasks.report.formats import NOTHING, decimal, integer, percent
 from longloom.tasks.report.read import read_json
 
@@ -31,13 +32,18 @@ def preference_numbers(
 ) -> Numbers | None:
     """What the artifacts say: `sets`, name -> preference.json; `judges`, name -> judge.json; `best_of`.
 
+    A set has `credits` besides, of `credits.prompt_credits`.
+
     Returns:
         None where there is none of them.
     """
     if not (evaluations or judges or best_of):
         return None
     return {
-        "sets": {name: read_json(folder / "preference.json") for name, folder in evaluations.items()},
+        "sets": {
+            name: {**read_json(folder / "preference.json"), "credits": prompt_credits(folder / "scores.parquet")}
+            for name, folder in evaluations.items()
+        },
         "judges": {name: read_json(folder / "judge.json") for name, folder in judges.items()},
         "best_of": None if best_of is None else read_json(best_of / "best_of.json"),
     }

@@ -261,12 +261,12 @@ def _kept(evaluations: Evaluations) -> list[tuple[SweepTable, dict[str, Markup]]
     """Of every suite that was run under several KV policies: its table, and a figure a model, widest sweep first."""
     found = sweeps(evaluations.measured, evaluations.costs)
     styles = sweep_plots.line_styles(found)
-    figures: dict[str, dict[str, Markup]] = {}
+    figures: dict[tuple[str, str], dict[str, Markup]] = {}
     for sweep in sorted(found, key=lambda sweep: -len(sweep["rows"])):
         svg = sweep_plots.sweep_curves(sweep, styles)
         if svg:
-            figures.setdefault(sweep["suite"], {})[sweep["model"]] = svg
-    return [(table, figures.get(table.suite, {})) for table in sweep_tables(found)]
+            figures.setdefault((sweep["suite"], sweep["metric"]), {})[sweep["model"]] = svg
+    return [(table, figures.get((table.suite, table.metric), {})) for table in sweep_tables(found)]
 
 
 def _beyond(found: Evaluations) -> list[Numbers]:
@@ -330,6 +330,8 @@ def _answers(answers: Mapping[tuple[str, str], Mapping[str, Numbers]]) -> list[N
         {
             "suite": suite,
             "task": task,
+            "named": len({metric for one in samples.values() for said in one["answers"] for metric in said["scores"]})
+            > 1,
             "samples": [
                 {
                     "name": sample["sample"],

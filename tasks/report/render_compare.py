@@ -17,11 +17,11 @@ from rich.text import Text
 
 from longloom.tasks.report.compare_plots import SHOWN, difference_bars
 from longloom.tasks.report.differences import Beside, Change, Comparison, Difference
-from longloom.tasks.report.formats import NOTHING, decimal, plain, signed
+from longloom.tasks.report.formats import NOTHING, decimal, p_value, plain, signed
 from longloom.tasks.report.markdown import pipe_table, safe
 from longloom.tasks.report.measures import Measure
+from longloom.tasks.report.metrics import Unit, unit_digits, unit_of
 from longloom.tasks.report.templates import environment
-from longloom.tasks.report.views import score_digits
 
 #: Of differences in a terminal.
 _STYLES = {"better": "green", "worse": "red", "": ""}
@@ -62,7 +62,7 @@ def render_compare(
             title="Two runs compared",
             comparison=comparison,
             pages=pages,
-            lines=[_line(row, comparison.rows) for row in comparison.rows],
+            lines=_lines(comparison.rows),
             figures=_figures(comparison.rows),
             shown=SHOWN,
             measures=[_measure(row) for row in comparison.measures],
@@ -72,9 +72,13 @@ def render_compare(
     raise ValueError(f"compare: unknown form {form!r}; known: {', '.join(FORMS)}")
 
 
-def _line(row: Difference, rows: Sequence[Difference]) -> dict[str, Any]:
-    """One row written out."""
-    digits = _digits(row.suite, rows)
+def _lines(rows: Sequence[Difference]) -> list[dict[str, Any]]:
+    """The rows written out."""
+    digits = _digits(rows)
+    return [_line(row, digits[unit_of(row.suite, row.metric)]) for row in rows]
+
+
+def _line(row: Difference, digits: int) -> dict[str, Any]:
     names = ("suite", "task", "metric", "model", "policy", "verdict", "artifacts")
     found: dict[str, Any] = {name: getattr(row, name) for name in names}
     found["policy"] = " · ".join(filter(None, (row.policy, row.retrieval)))
@@ -83,23 +87,23 @@ def _line(row: Difference, rows: Sequence[Difference]) -> dict[str, Any]:
     found |= {"interval": NOTHING, "p": NOTHING}
     if row.paired:
         found["interval"] = f"{signed(row.paired.low, digits)} to {signed(row.paired.high, digits)}"
-        found["p"] = "< 0.001" if row.paired.p < 0.001 else f"{row.paired.p:.3f}"
+        found["p"] = p_value(row.paired.p)
     return found
 
 
-def _digits(suite: str, rows: Sequence[Difference]) -> int:
-    """Decimals of a suite's scores."""
-    return score_digits(value for row in rows if row.suite == suite for value in (row.a, row.b))
+def _digits(rows: Sequence[Difference]) -> dict[Unit, int]:
+    """The decimals of each suite's scores."""
+    return unit_digits((row.suite, row.metric, value) for row in rows for value in (row.a, row.b))
 
 
 def _figures(rows: Sequence[Difference]) -> dict[str, Markup]:
-    """The picture of each suite that has one."""
-    suites = dict.fromkeys(row.suite for row in rows)
-    found = {
-        suite: difference_bars([row for row in rows if row.suite == suite], digits=_digits(suite, rows))
-        for suite in suites
-    }
-    return {suite: svg for suite, svg in found.items() if svg}
+    """The picture of each suite that has one; of lm-eval's metrics each has its own."""
+    units: dict[Unit, list[Difference]] = {}
+    for row in rows:
+        units.setdefault(unit_of(row.suite, row.metric), []).append(row)
+    digits = _digits(rows)
+    found = {", ".join(filter(None, unit)): difference_bars(own, digits=digits[unit]) for unit, own in units.items()}
+    return {name: svg for name, svg in found.items() if svg}
 
 
 def _measure(row: Beside) -> dict[str, Any]:
@@ -158,7 +162,7 @@ def _markdown(comparison: Comparison) -> str:
     names = ("suite", "task", "metric", "model", "policy", "a", "b", "difference", "interval", "p", "samples")
     if comparison.rows:
         header = ["suite", "task", "metric", "model", "policy", "a", "b", "b - a", "95% interval", "p", "samples"]
-        rows = [[safe(_line(row, comparison.rows)[name]) for name in names] for row in comparison.rows]
+        rows = [[safe(line[name]) for name in names] for line in _lines(comparison.rows)]
         blocks += ["## Scores", pipe_table(header, rows, left=5)]
     if comparison.measures:
         header = ["", "measure", "a", "a's interval", "b", "b's interval", "b - a"]
@@ -183,8 +187,7 @@ def _scores_table(rows: Sequence[Difference]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     metrics = Counter((row.suite, row.task, row.model, row.policy, row.retrieval) for row in rows)
     previous = rows[0].suite
-    for row in rows:
-        line = _line(row, rows)
+    for row, line in zip(rows, _lines(rows), strict=True):
         if previous != row.suite:
             table.add_section()
         previous = row.suite

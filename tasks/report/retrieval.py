@@ -10,7 +10,7 @@ import numpy as np
 
 from longloom.tasks.report.evaluation import Measured, Task, task_means
 from longloom.tasks.report.formats import without
-from longloom.tasks.report.intervals import strata_interval
+from longloom.tasks.report.intervals import sign_flip_p, strata_interval
 from longloom.tasks.report.order import natural, rank
 
 #: Settings of a retrieval that say how much is retrieved: what a line of the plot runs along.
@@ -28,7 +28,8 @@ def comparisons(measured: Sequence[Measured]) -> list[Numbers]:
         null), then every retrieval. A row holds policy, retrieval; scores (of the tasks, in their order; null where one
         was not run), score (their mean; null if one is missing) with low and high; prompt_tokens and gold_recall (means
         over samples, null where not known); samples, failed; and `against`: the paired difference of the means to
-        direct long context with low, high and the policy of that, null where the samples do not match.
+        direct long context with low, high, the p of the sign-flip test and the policy of that, null where the samples
+        do not match. The p values are not corrected for the number of rows.
     """
     cases: dict[tuple[str, str], dict[tuple[str, str | None], Line]] = defaultdict(lambda: defaultdict(dict))
     for found in measured:
@@ -89,7 +90,10 @@ def _difference(direct: Line, line: Line, tasks: Sequence[Task]) -> Numbers | No
     interval = strata_interval(strata)
     if interval is None:
         return None
-    return {"difference": float(np.mean([part.mean() for part in strata])), "low": interval[0], "high": interval[1]}
+    difference = float(np.mean([part.mean() for part in strata]))
+    # What each sample adds to that mean; the signs of the samples are what is flipped.
+    p = sign_flip_p(np.concatenate([part / len(part) for part in strata]))
+    return {"difference": difference, "low": interval[0], "high": interval[1], "p": p}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from longloom.tasks.report.formats import decimal, duration, integer, percent, signed
-from longloom.tasks.report.views import Cell, mark_best, score_digits
+from longloom.tasks.report.formats import decimal, duration, integer, p_value, percent, signed
+from longloom.tasks.report.intervals import SIGNIFICANT
+from longloom.tasks.report.metrics import score_digits
+from longloom.tasks.report.views import Cell, mark_best
 
 Numbers = dict[str, Any]
 
@@ -19,8 +21,8 @@ class Line:
     Attributes:
         name: "direct", or the retrieval; with the KV policy where the comparison has several.
         score: the mean over the tasks.
-        difference: of that mean to direct long context, with its interval as a note; None: not paired.
-        verdict: "better" or "worse" than direct long context if the interval leaves out 0.
+        difference: of that mean to direct long context, with its interval, and p as a note; None: not paired.
+        verdict: "better" or "worse" than direct long context where that is unlikely to be chance.
         prompt_tokens, gold_recall, seconds, samples: as text.
         scores: of the tasks.
     """
@@ -47,10 +49,9 @@ def retrieval_lines(comparison: Numbers, seconds: Mapping[tuple[str, str], float
     digits = score_digits(score for row in rows for score in (*row["scores"], row["score"]))
     several = len({row["policy"] for row in rows}) > 1
     lines = [_line(row, digits, several=several, seconds=seconds or {}) for row in rows]
-    mark_best([line.score for line in lines], [row["score"] for row in rows], "")
-    for position, task in enumerate(comparison["tasks"]):
-        cells = [line.scores[position] for line in lines]
-        mark_best(cells, [row["scores"][position] for row in rows], task["metric"])
+    mark_best([line.score for line in lines], [row["score"] for row in rows])
+    for position in range(len(comparison["tasks"])):
+        mark_best([line.scores[position] for line in lines], [row["scores"][position] for row in rows])
     return lines
 
 
@@ -61,8 +62,9 @@ def _line(row: Numbers, digits: int, *, several: bool, seconds: Mapping[tuple[st
     against, difference, verdict = row["against"], None, ""
     if against:
         ends = " to ".join(signed(against[end], digits) for end in ("low", "high"))
-        difference = Cell(signed(against["difference"], digits), ends)
-        verdict = "better" if against["low"] > 0 else "worse" if against["high"] < 0 else ""
+        difference = Cell(signed(against["difference"], digits), ends, notes=(f"p {p_value(against['p'])}",))
+        if against["p"] < SIGNIFICANT:
+            verdict = "better" if against["difference"] > 0 else "worse"
     return Line(
         name=f"{name} · {row['policy']}" if several else name,
         score=Cell(decimal(row["score"], digits), interval, notes=notes),

@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from longloom.tasks.report.figures import INK, NEUTRAL, SERIES, drawing, spread
 from longloom.tasks.report.formats import decimal, integer, shorten, tick
+from longloom.tasks.report.metrics import score_digits
 from longloom.tasks.report.retrieval import line_name
-from longloom.tasks.report.views import score_digits
 
 #: Told apart by shape as well as by colour.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")

@@ -7,9 +7,10 @@ from typing import Any
 from longloom.tasks.report.beyond_table import beyond_scale
 from longloom.tasks.report.formats import cache_name, compact, decimal, in_bytes, integer, percent, words
 from longloom.tasks.report.memorization import TASK_GRAM
+from longloom.tasks.report.metrics import score_digits, unit_of
 from longloom.tasks.report.order import rank
 from longloom.tasks.report.proof_words import verdicts
-from longloom.tasks.report.views import score_digits, suite_means
+from longloom.tasks.report.views import suite_means
 
 Numbers = dict[str, Any]
 #: A piece of text and whether it is a number to be set in bold.
@@ -158,7 +159,9 @@ def _evaluation(scores: list[Numbers]) -> list[list[Span]]:
             for position, model in enumerate(models)
         ]
         what = f"mean of {len(tasks)} tasks" if len(tasks) > 1 else next(iter(tasks))[0]
-        sentences.append([(f"On {suite} ({what}, {cache_name(policy)}), ", False), *_joined(parts), (".", False)])
+        _, metric = unit_of(suite, next(iter(tasks))[1])
+        about = ", ".join(filter(None, (what, metric, cache_name(policy))))
+        sentences.append([(f"On {suite} ({about}), ", False), *_joined(parts), (".", False)])
     return sentences
 
 

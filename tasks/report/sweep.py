@@ -11,6 +11,7 @@ from typing import Any
 
 from longloom.tasks.report.evaluation import Measured, Task, task_means
 from longloom.tasks.report.formats import without
+from longloom.tasks.report.metrics import Unit, unit_of
 from longloom.tasks.report.order import natural, rank
 
 #: What the others are measured against, where it was run: alone, or with a length of its own (full@8192).
@@ -24,36 +25,41 @@ Numbers = dict[str, Any]
 def sweeps(measured: Sequence[Measured], costs: Sequence[Numbers]) -> list[Numbers]:
     """One sweep for each suite and model that ran with direct long context under two or more KV policies.
 
+    Of lm-eval, whose metrics are unlike each other, one for each metric.
+
     Args:
         measured: of `Evaluations`.
         costs: of `Evaluations`. A policy of which no bytes are known is left out: a model behind an endpoint, or an
             artifact of an earlier version.
 
     Returns:
-        Dicts of suite, model, tasks [(task, metric)] of the suite, yardstick (the policy that the others are measured
-        against; null where there is none) and rows, by bytes. A row holds policy, line (see
-        `line_names`); scores, score, low, high (see `task_means`); bytes (of a sample's cache at the end of decoding:
-        the mean over samples, then over tasks, as of the score), largest (bytes of the largest), seconds (of a step of
-        decoding: of a token of one sample; null where not known), and bytes_share and seconds_share: of the
+        Dicts of suite, metric (empty: all of the suite), model, tasks [(task, metric)] of the suite, yardstick (the
+        policy that the others are measured against; null where there is none) and rows, by bytes. A row holds policy,
+        line (see `line_names`); scores, score, low, high (see `task_means`); bytes (of a sample's cache at the end of
+        decoding: the mean over samples, then over tasks, as of the score), largest (bytes of the largest), seconds (of
+        a step of decoding: of a token of one sample; null where not known), and bytes_share and seconds_share: of the
         yardstick's, null where it was not run on the same tasks.
     """
-    scored: dict[tuple[str, str], dict[str, dict[Task, Measured]]] = defaultdict(lambda: defaultdict(dict))
-    suites: dict[str, set[Task]] = defaultdict(set)
+    scored: dict[tuple[Unit, str], dict[str, dict[Task, Measured]]] = defaultdict(lambda: defaultdict(dict))
+    units: dict[Unit, set[Task]] = defaultdict(set)
     for found in measured:
         row = found.row
         if row["retrieval"] is None:
-            scored[row["suite"], row["model"]][row["policy"]][row["task"], row["metric"]] = found
-            suites[row["suite"]].add((row["task"], row["metric"]))
+            unit = unit_of(row["suite"], row["metric"])
+            scored[unit, row["model"]][row["policy"]][row["task"], row["metric"]] = found
+            units[unit].add((row["task"], row["metric"]))
     paid: dict[tuple[str, str, str], list[Numbers]] = defaultdict(list)
     for cost in costs:
         if cost["retrieval"] is None:
             paid[cost["suite"], cost["model"], cost["policy"]].append(cost)
     result: list[Numbers] = []
-    for suite, model in sorted(scored, key=lambda case: (case[0], rank(case[1]))):
-        tasks = sorted(suites[suite])
+    for unit, model in sorted(scored, key=lambda case: (case[0], rank(case[1]))):
+        suite, metric = unit
+        tasks = sorted(units[unit])
+        names_of_tasks = {task for task, _ in tasks}
         rows: list[Numbers] = []
-        for policy, line in scored[suite, model].items():
-            spent = _cost(paid[suite, model, policy])
+        for policy, line in scored[unit, model].items():
+            spent = _cost([cost for cost in paid[suite, model, policy] if cost["task"] in names_of_tasks])
             if spent is not None:
                 rows.append({"policy": policy, **task_means(line, tasks), **spent})
         if len(rows) > 1:
@@ -61,7 +67,8 @@ def sweeps(measured: Sequence[Measured], costs: Sequence[Numbers]) -> list[Numbe
             names = line_names([row["policy"] for row in rows])
             yardstick = min((name for name in names if name.partition("@")[0] == YARDSTICK), default=None)
             rows = [{**row, "line": names[row["policy"]], **_shares(row, rows, yardstick)} for row in rows]
-            result.append({"suite": suite, "model": model, "tasks": tasks, "yardstick": yardstick, "rows": rows})
+            head = {"suite": suite, "metric": metric, "model": model, "tasks": tasks, "yardstick": yardstick}
+            result.append({**head, "rows": rows})
     return result
 
 

@@ -13,11 +13,11 @@ from matplotlib.ticker import FuncFormatter
 
 from longloom.tasks.report.figures import INK, NEUTRAL, drawing
 from longloom.tasks.report.formats import byte_tick, decimal, in_bytes, milliseconds, shorten
+from longloom.tasks.report.metrics import score_digits
 from longloom.tasks.report.order import natural
 from longloom.tasks.report.plots import LOG_RATIO
 from longloom.tasks.report.score_plots import KEY_HEIGHT, key, key_rows, magnitude_axis, score_axis, series_style
 from longloom.tasks.report.sweep import YARDSTICK, family
-from longloom.tasks.report.views import score_digits
 
 #: What a panel runs along -> its name, and how its ticks are written.
 _AMOUNTS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -82,7 +82,8 @@ def sweep_curves(sweep: Numbers, styles: Mapping[str, Style]) -> Markup:
         marks.append((_BAND, f"{yardstick}’s 95% interval"))
     top = 16 + KEY_HEIGHT * key_rows([*lines, *marks])
     width = len(panels) * (_BEFORE + _PANEL) + _AFTER
-    label = f"Mean score on {sweep['suite']} against KV cache and decode time, {sweep['model']}"
+    about = " ".join(filter(None, (sweep["suite"], sweep["metric"])))
+    label = f"Mean score on {about} against KV cache and decode time, {sweep['model']}"
     digits = score_digits(row["score"] for row in rows)
     with drawing(width, 274 + top, label=label) as canvas:
         for position, amount in enumerate(panels):
@@ -98,7 +99,7 @@ def sweep_curves(sweep: Numbers, styles: Mapping[str, Style]) -> Markup:
                 handles = [Line2D([], [], **_look(styles[name]), label=shorten(name, 44)) for name in lines]
                 key(axes, handles + [Line2D([], [], **look, label=name) for look, name in marks])
                 if len(sweep["tasks"]) == 1:
-                    axes.set_ylabel(f"{sweep['suite']} score")
+                    axes.set_ylabel(f"{about} score")
             else:
                 axes.set(ylim=heights, ylabel="")
     return canvas.svg

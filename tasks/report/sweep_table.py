@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from longloom.tasks.report.formats import decimal, in_bytes, milliseconds, percent
-from longloom.tasks.report.views import Cell, score_digits
+from longloom.tasks.report.metrics import score_digits
+from longloom.tasks.report.views import Cell
 
 #: Up to so many tasks have columns of their own.
 SHOWN_TASKS = 5
@@ -39,16 +40,18 @@ class Line:
 
 @dataclass
 class SweepTable:
-    """The sweeps of a suite.
+    """The sweeps of a suite, or of one metric of lm-eval.
 
     Attributes:
         suite: its name.
+        metric: empty: all of the suite.
         tasks: (name, metric) of the columns after the mean; none if there is but one task, or many.
         models: the lines of each.
         shared: whether any model ran under the yardstick; `timed`: whether any decode time is known.
     """
 
     suite: str
+    metric: str
     tasks: list[tuple[str, str]]
     models: list[tuple[str, list[Line]]]
     shared: bool
@@ -58,14 +61,15 @@ class SweepTable:
 def sweep_tables(sweeps: Sequence[Numbers]) -> list[SweepTable]:
     """Arranges the sweeps of `sweep.sweeps`."""
     tables = []
-    for suite in dict.fromkeys(sweep["suite"] for sweep in sweeps):
-        own = [sweep for sweep in sweeps if sweep["suite"] == suite]
+    for suite, metric in dict.fromkeys((sweep["suite"], sweep["metric"]) for sweep in sweeps):
+        own = [sweep for sweep in sweeps if (sweep["suite"], sweep["metric"]) == (suite, metric)]
         rows = [row for sweep in own for row in sweep["rows"]]
         tasks = own[0]["tasks"] if 1 < len(own[0]["tasks"]) <= SHOWN_TASKS else []
         digits = score_digits(score for row in rows for score in row["scores"])
         tables.append(
             SweepTable(
                 suite=suite,
+                metric=metric,
                 tasks=tasks,
                 models=[
                     (sweep["model"], [_line(row, digits, tasks=bool(tasks)) for row in sweep["rows"]]) for sweep in own

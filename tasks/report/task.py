@@ -12,7 +12,7 @@ from longloom.storage.store import Store
 from longloom.tasks.stage import Work, stage
 
 
-@stage("report", version=8)
+@stage("report", version=9)
 def _report(work: Work, *, title: str) -> Stats:
     from longloom.tasks.report.build import build
 
@@ -20,7 +20,7 @@ def _report(work: Work, *, title: str) -> Stats:
     return build(work.inputs, manifests, work.out, title=title, progress=work.progress)
 
 
-@stage("compare", version=3)
+@stage("compare", version=4)
 def _compare(work: Work) -> Stats:
     from longloom.tasks.report.compare import build
 

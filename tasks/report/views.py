@@ -12,13 +12,17 @@ import numpy as np
 from longloom.tasks.report.beyond import reaches_beyond
 from longloom.tasks.report.breakdown import bucket_name, over_tasks
 from longloom.tasks.report.formats import decimal, integer
+from longloom.tasks.report.metrics import better, score_digits, unit_digits, unit_of
 from longloom.tasks.report.order import group_rank, rank
 
-#: Metrics of which less is better.
-LOWER_IS_BETTER = frozenset({"bits_per_byte", "byte_perplexity", "loss", "perplexity", "word_perplexity"})
-
 #: Told once a row where all columns agree, else in each cell; and how, after the count.
-COUNTED = {"samples": "samples", "failed": "failed", "truncated": "truncated", "beyond": "beyond the window"}
+COUNTED = {
+    "samples": "samples",
+    "failed": "failed",
+    "truncated": "truncated",
+    "beyond": "beyond the window",
+    "contaminated": "left out",
+}
 
 #: What the parts of a score do not have.
 _PART: dict[str, Any] = {
@@ -61,7 +65,7 @@ class Row:
 
 @dataclass
 class Suite:
-    """The rows of one suite, and their means where it has several tasks."""
+    """The rows of one suite, and their means where it has several tasks on one scale."""
 
     name: str
     rows: list[Row]
@@ -94,7 +98,7 @@ def evaluation_table(scores: Iterable[Numbers]) -> EvaluationTable:
 
 def length_table(rows: Iterable[Numbers]) -> EvaluationTable:
     """The rows of `breakdown.by_length`: a row per bucket of prompt tokens."""
-    ordered = sorted(rows, key=lambda row: (row["suite"], row["bucket"]))
+    ordered = sorted(rows, key=lambda row: (row["suite"], row["metric"], row["bucket"]))
     return _table([{**_PART, **row, "task": bucket_name(row["bucket"])} for row in ordered], rows_are="prompt tokens")
 
 
@@ -128,26 +132,30 @@ def _table(scores: Sequence[Numbers], *, rows_are: str, means: bool = False) -> 
     for row in scores:
         by_suite[row["suite"]][row["task"], row["metric"]][row["model"], row["policy"]] = row
     for suite, rows in by_suite.items():
-        digits = score_digits(row["score"] for cells in rows.values() for row in cells.values())
-        written = [_row(task, metric, cells, columns, digits) for (task, metric), cells in rows.items()]
-        table.suites.append(Suite(suite, written, _mean_row(rows, columns, digits) if means else None))
+        own = [row for cells in rows.values() for row in cells.values()]
+        digits = unit_digits((suite, row["metric"], row["score"]) for row in own)
+        written = [
+            _row(task, metric, cells, columns, digits[unit_of(suite, metric)]) for (task, metric), cells in rows.items()
+        ]
+        mean = _mean_row(suite, own, columns, next(iter(digits.values()))) if means and len(digits) == 1 else None
+        table.suites.append(Suite(suite, written, mean))
     return table
 
 
 def suite_means(scores: Iterable[Numbers], suite: str) -> dict[Column, float]:
-    """Mean score of each column over all tasks of a suite; columns that lack one of them are left out."""
+    """Mean score of each column over all tasks of a suite; columns that lack one of them are left out.
+
+    None have one where the suite's metrics are unlike each other (lm-eval's accuracy and perplexity).
+    """
     own = [row for row in direct(scores) if row["suite"] == suite]
+    if len({unit_of(suite, row["metric"]) for row in own}) > 1:
+        return {}
     tasks = {(row["task"], row["metric"]) for row in own}
     found: dict[Column, list[float]] = defaultdict(list)
     for row in own:
         if row["score"] is not None:
             found[row["model"], row["policy"]].append(row["score"])
     return {column: float(np.mean(values)) for column, values in found.items() if len(values) == len(tasks)}
-
-
-def score_digits(values: Iterable[float | None]) -> int:
-    """Decimals for a suite's scores: one on a scale to 100, three on a scale to 1."""
-    return 1 if any(value is not None and abs(value) > 1 for value in values) else 3
 
 
 def _row(task: str, metric: str, cells: dict[Column, Numbers], columns: list[Column], digits: int) -> Row:
@@ -161,28 +169,24 @@ def _row(task: str, metric: str, cells: dict[Column, Numbers], columns: list[Col
         interval = "" if row["low"] is None else f"{decimal(row['low'], digits)}–{decimal(row['high'], digits)}"
         notes = (*_fixed(row, digits), *_notes(row, differing))
         written.append(Cell(decimal(row["score"], digits), interval, notes=notes, section=row.get("section", "")))
-    mark_best(written, [cells.get(column, {}).get("score") for column in columns], metric)
     first = next(iter(cells.values()))
+    mark_best(written, [cells.get(column, {}).get("score") for column in columns], lower=better(first) == "lower")
     samples = "" if "samples" in differing else integer(first["samples"])
     return Row(task, metric, written, samples, _notes(first, COUNTED.keys() - {"samples"} - differing))
 
 
-def _mean_row(rows: dict[tuple[str, str], dict[Column, Numbers]], columns: list[Column], digits: int) -> Row | None:
-    if len(rows) < 2:
+def _mean_row(suite: str, rows: Sequence[Numbers], columns: list[Column], digits: int) -> Row | None:
+    tasks = {(row["task"], row["metric"]) for row in rows}
+    if len(tasks) < 2:
         return None
-    means = suite_means([row for cells in rows.values() for row in cells.values()], _suite_of(rows))
-    sections = {column: row.get("section", "") for cells in rows.values() for column, row in cells.items()}
+    means = suite_means(rows, suite)
+    sections = {(row["model"], row["policy"]): row.get("section", "") for row in rows}
     cells = [
         Cell(decimal(means[column], digits), section=sections[column]) if column in means else None
         for column in columns
     ]
-    mark_best(cells, [means.get(column) for column in columns], "")
-    return Row("mean", f"{len(rows)} tasks", cells)
-
-
-def _suite_of(rows: dict[tuple[str, str], dict[Column, Numbers]]) -> str:
-    name: str = next(iter(next(iter(rows.values())).values()))["suite"]
-    return name
+    mark_best(cells, [means.get(column) for column in columns], lower=better(rows[0]) == "lower")
+    return Row("mean", f"{len(tasks)} tasks", cells)
 
 
 def _notes(row: Numbers, names: set[str]) -> tuple[str, ...]:
@@ -202,12 +206,17 @@ def _fixed(row: Numbers, digits: int) -> tuple[str, ...]:
     return () if text == decimal(official, digits) else (f"fixed {text}",)
 
 
-def mark_best(cells: Sequence[Cell | None], values: Sequence[float | None], metric: str) -> None:
-    """Marks the best as written: cells that read the same are both best, and a row of equal cells has no best."""
+def mark_best(cells: Sequence[Cell | None], values: Sequence[float | None], *, lower: bool = False) -> None:
+    """Marks the best as written: cells that read the same are both best, and a row of equal cells has no best.
+
+    Args:
+        cells, values: of a row.
+        lower: the lowest value is the best.
+    """
     there = [(value, cell) for value, cell in zip(values, cells, strict=True) if cell and value is not None]
     if len({cell.score for _, cell in there}) < 2:
         return
-    _, best = (min if metric in LOWER_IS_BETTER else max)(there, key=lambda pair: pair[0])
+    _, best = (min if lower else max)(there, key=lambda pair: pair[0])
     for _, cell in there:
         cell.best = cell.score == best.score
 

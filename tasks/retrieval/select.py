@@ -21,6 +21,10 @@ SEPARATOR = "\n\n"
 _COLUMNS = ("suite", "task", "sample", "rank", "chunk", "begin", "end", "text")
 
 
+class TooLong(ValueError):
+    """A budget that not even the best chunk fits into: this sample can have no passages, others may."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """What was chosen.
@@ -63,7 +67,8 @@ def select(
         count: tokens of a text.
 
     Raises:
-        ValueError: as `check`, or a budget that not even the best chunk fits into.
+        ValueError: as `check`.
+        TooLong: as it says.
     """
     check(k=k, budget=budget, order=order)
     ranked = sorted(rows, key=lambda row: int(row["rank"]))
@@ -74,7 +79,7 @@ def select(
     most = _most(lambda number: _selection(ranked[:number], order, count).tokens <= limit, len(ranked))
     if ranked and most == 0:
         tokens = _selection(ranked[:1], order, count).tokens
-        raise ValueError(f"passages: the best chunk has {tokens} tokens, expected no more than the budget of {budget}")
+        raise TooLong(f"passages: the best chunk has {tokens} tokens, expected no more than the budget of {budget}")
     return _selection(ranked[:most], order, count)
 
 

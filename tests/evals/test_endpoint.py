@@ -265,6 +265,26 @@ def test_usage_that_is_none_is_not_known(server: Server) -> None:
     assert (reply.text, reply.prompt_tokens, reply.new_tokens) == ("yes", None, None)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cut \ud83d", "cut \ufffd"),
+        ("\ude00 begins", "\ufffd begins"),
+        ("\ud83dx\ude00", "\ufffdx\ufffd"),
+        ("\ud83d\ude00", "\U0001f600"),  # a pair, which JSON writes as two
+        ("\ufeff\U0001f600 é", "\ufeff\U0001f600 é"),
+    ],
+)
+def test_half_a_character_is_mended(server: Server, text: str, expected: str) -> None:
+    server.script = lambda number, body: chat(text)
+    (reply,) = connect(server).ask([Question("q", 8)])
+    assert (reply.text, reply.error) == (expected, None)
+    server.script = lambda number, body: (400, {}, json.dumps({"error": {"message": text}}).encode())
+    (reply,) = connect(server).ask([Question("q", 8)])
+    assert reply.error is not None
+    assert reply.error.encode().decode() == f"HTTP 400: {expected}"
+
+
 def test_a_refused_connection(server: Server, sleeps: list[float]) -> None:
     client = connect(server)
     assert client.ask(questions("a"))[0].error is None

@@ -22,6 +22,16 @@ def test_rows_come_back_and_a_torn_line_does_not(tmp_path: Path) -> None:
     assert Ledger(path, {"model": "m"}).get("c") == {"key": "c", "text": "three"}
 
 
+def test_a_ledger_of_an_earlier_version_may_hold_half_a_character(tmp_path: Path) -> None:
+    path = tmp_path / "generations.jsonl"
+    Ledger(path, {"model": "m"}).add(
+        [{"key": "a", "text": "x\ud83d", "seconds": 1.5}, {"key": "b", "text": "\U0001f600"}]
+    )
+    again = Ledger(path, {"model": "m"})
+    assert again.get("a") == {"key": "a", "text": "x\ufffd", "seconds": 1.5}
+    assert again.get("b") == {"key": "b", "text": "\U0001f600"}
+
+
 def test_another_identity_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "generations.jsonl"
     Ledger(path, {"model": "m"}).add([{"key": "a"}])

@@ -25,7 +25,7 @@ from longloom.evals.leval.metrics import (
     verdicts,
 )
 from longloom.evals.leval.suite import LEval, official_score
-from longloom.evals.leval.tasks import INSTRUCTIONS, TASK_METRICS
+from longloom.evals.leval.tasks import CLOSED, INSTRUCTIONS, TASK_METRICS
 from longloom.evals.protocol import Request, prepare
 from longloom.evals.suite import Source
 
@@ -198,11 +198,27 @@ def test_retrieval_can_replace_the_document(tmp_path: Path) -> None:
         ({"evaluation": "LLM"}, r"sci_fi.jsonl: has no records with evaluation 'exam'"),
         ({"evaluation": "f1"}, r"sci_fi.jsonl:1: field 'evaluation' is 'f1', expected 'exam' \(or LLM or human\)$"),
         ({"input": None}, r"sci_fi.jsonl:1: field 'input' is null, expected a string"),
+        (
+            {"outputs": ["True [fact: False]", "True"]},
+            r"sci_fi.jsonl:1: field 'outputs', entry 2, is 'True', expected 'True \[fact: False\]' or the like$",
+        ),
+        (
+            {"outputs": [" ", "True [fact: False]"]},
+            r"sci_fi.jsonl:1: field 'outputs', entry 1, is ' ', expected an answer that is not blank$",
+        ),
     ],
 )
 def test_bad_documents(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LEval(write(tmp_path, "sci_fi", document(**change))).records("sci_fi")
+
+
+@pytest.mark.parametrize("task", [task for task in CLOSED if task != "sci_fi"])
+def test_a_blank_answer_to_a_closed_question_is_refused(tmp_path: Path, task: str) -> None:
+    suite = LEval(write(tmp_path, task, document(outputs=["A", "B"]), document(outputs=["A", "\t"])))
+    expected = rf"{task}.jsonl:2: field 'outputs', entry 2, is '\\t', expected an answer that is not blank$"
+    with pytest.raises(ValueError, match=expected):
+        suite.records(task)
 
 
 def test_hidden_files_are_no_records(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def test_unknown_suites_and_tasks(tmp_path: Path) -> None:
         ("longbench", "trec", [longbench("A", "A")], r"p.jsonl:1: field 'all_classes' is null, expected the classes"),
         ("leval", "tpo", [{"gt": "A", "evaluation": "exam"}], r"p.jsonl:1: field '<model>_pred' is missing"),
         ("leval", "tpo", [leval("A", "A"), {"gt": "A"}], r"p.jsonl:2: field 'evaluation' is missing"),
+        ("leval", "sci_fi", [leval("A", "True")], r"p.jsonl:1: field 'gt' is 'True', expected 'True \[fact: False\]'"),
         ("leval", "tpo", [leval("A", "A", "f1")], r"p.jsonl:1: field 'evaluation' is 'f1', which no closed-ended"),
         (
             "leval",

@@ -65,6 +65,10 @@ def test_retrieval_has_a_row_a_label() -> None:
         ["20.00", "30.00"],
         ["20.00", ""],
     ]
+    twice = [{**row, "metric": metric} for row in rows for metric in ("acc", "acc_norm")]
+    assert [column.header for column in lines_table(twice, "context").columns][1:] == [
+        *("qasper acc", "qasper acc_norm", "hotpotqa acc", "hotpotqa acc_norm")
+    ]
     other = [{**rows[0], "suite": "leval"}]
     assert [column.header for column in lines_table(rows + other, "context").columns][1:] == [
         *("longbench qasper", "longbench hotpotqa", "leval qasper")

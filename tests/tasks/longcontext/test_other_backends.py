@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,14 +15,17 @@ from longloom.evals.protocol import Request
 from longloom.evals.registry import open_suite
 from longloom.evals.suite import Source
 from longloom.kernels.kvcache.registry import get_policy, policy_text
+from longloom.storage.store import Store
 from longloom.tasks.longcontext.backends import LEDGER, EndpointBackend, PolicyBackend
 from longloom.tasks.longcontext.evaluate import build
 from longloom.tasks.longcontext.harness import build as build_harness
 from longloom.tasks.longcontext.judge import LEDGER as JUDGEMENTS
 from longloom.tasks.longcontext.judge import build as build_judge
 from longloom.tasks.longcontext.retrieved import Retrieval
+from longloom.tasks.longcontext.task import _with_data
 from longloom.tasks.retrieval.index import build as build_index
 from longloom.tasks.retrieval.passages import build as build_passages
+from longloom.tasks.suite_data import HARNESS
 
 from ...chat_server import Asked, ChatServer
 
@@ -53,7 +58,8 @@ def write_harness_tasks(folder: Path) -> None:
     head = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder}/data.jsonl}}}}\ntest_split: test\n"
     (folder / "choice.yaml").write_text(
         f"task: tiny_choice\n{head}output_type: multiple_choice\ndoc_to_text: '{{{{q}}}}'\n"
-        "doc_to_choice: ['value', 'zzz']\ndoc_to_target: gold\nmetric_list: [{metric: acc}, {metric: acc_norm}]\n"
+        "doc_to_choice: ['value', 'zzz']\ndoc_to_target: gold\n"
+        "metric_list: [{metric: acc}, {metric: acc_norm}, {metric: brier_score}]\n"
     )
     (folder / "write.yaml").write_text(
         f"task: tiny_write\n{head}output_type: generate_until\n"
@@ -72,10 +78,12 @@ def test_tasks_of_the_harness(
     stats = build_harness(backend, tmp_path / "tasks", out, tasks=["tiny_choice", "tiny_write"], **settings)
     assert stats.counts == {"tasks": 2, "samples": 6, "failed": 0, "truncated": 0}
     scores = {(row["task"], row["metric"]): row for row in rows(out, "scores")}
-    assert list(scores) == [("tiny_choice", "acc"), ("tiny_choice", "acc_norm"), ("tiny_write", "exact_match")]
+    higher = {("tiny_choice", "acc"): True, ("tiny_choice", "acc_norm"): True, ("tiny_choice", "brier_score"): False}
+    higher["tiny_write", "exact_match"] = True
+    assert {name: row["higher_is_better"] for name, row in scores.items()} == higher
     assert all((row["samples"], row["suite"], row["full_score"]) == (3, "lm-eval", None) for row in scores.values())
     samples = rows(out, "samples")
-    assert len(samples) == 9
+    assert len(samples) == 12
     right = [row["prediction"] == row["references"][0] for row in samples if row["metric"] == "acc"]
     assert scores["tiny_choice", "acc"]["score"] == pytest.approx(sum(right) / 3)
     assert {row["policy"] for row in samples} == {policy_text(get_policy(policy, **options))}
@@ -92,6 +100,17 @@ def test_unknown_tasks_of_the_harness(model_folder: Path, tmp_path: Path, out: P
     settings: dict[str, Any] = {"max_length": None, "batch_size": 2, "seed": 0}
     with pytest.raises(ValueError, match="limit is 0, expected at least 1"):
         build_harness(backend, tmp_path / "tasks", out, tasks=["tiny_choice"], limit=0, **settings)
+
+
+def test_the_harness_has_a_version_of_its_own_in_the_key(tmp_path: Path) -> None:
+    asked: list[dict[str, str]] = []
+
+    def stage(store: Store, inputs: Any, *, identity: dict[str, str], **options: Any) -> None:
+        asked.append(identity)
+
+    for suite in (HARNESS, "needle"):
+        _with_data(stage, Store(tmp_path), {}, None, suite, "label", None, None, {}, {})
+    assert [identity.keys() for identity in asked] == [{"harness"}, set()]
 
 
 def passages_of(tmp_path: Path, data: Path) -> Path:
@@ -149,12 +168,35 @@ def test_all_passages_in_document_order_are_the_context(
     assert [{**row, "retrieval": None} for row in ours] == theirs
 
 
+def test_a_best_passage_beyond_the_budget_fails_its_sample_alone(
+    model_folder: Path, records_folder: Path, tmp_path: Path, out: Path
+) -> None:
+    ranked = passages_of(tmp_path, records_folder)
+    passages = pq.read_table(ranked / "passages.parquet").to_pylist()
+    for row in passages:
+        if row["sample"] == 2 and row["rank"] == min(one["rank"] for one in passages):
+            row["text"] = "word " * 500
+    schema = pq.read_schema(ranked / "passages.parquet")
+    pq.write_table(pa.Table.from_pylist(passages, schema), ranked / "passages.parquet")
+    backend = PolicyBackend(model_folder, "full", {}, device="cpu")
+    retrieval = Retrieval(ranked, k=None, budget=60, order="rank", label="x")
+    stats = build(backend, records_folder, out, suite="records", retrieval=retrieval, **{**SETTINGS, "tasks": ["keys"]})
+    assert (stats.counts["samples"], stats.counts["failed"]) == (5, 1)
+    samples = rows(out, "samples")
+    assert [row["failed"] for row in samples] == [False, False, True, False, False]
+    assert (samples[2]["prediction"], samples[2]["score"], samples[2]["prompt_tokens"]) == ("", 0.0, 0)
+    assert re.fullmatch(
+        r"passages: the best chunk has \d+ tokens, expected no more than the budget of 60", samples[2]["error"]
+    )
+    assert all(row["prompt_tokens"] > 0 for row in samples if not row["failed"])
+
+
 def test_what_retrieval_refuses(model_folder: Path, records_folder: Path, tmp_path: Path, out: Path) -> None:
     ranked = passages_of(tmp_path, records_folder)
     backend = PolicyBackend(model_folder, "full", {}, device="cpu")
     retrieval = Retrieval(ranked, k=None, budget=3, order="rank", label="x")
     settings = {**SETTINGS, "tasks": ["keys"]}
-    with pytest.raises(ValueError, match="suite 'records', task 'keys', sample 0: passages: the best chunk has"):
+    with pytest.raises(ValueError, match="all 5 samples failed, the first with: passages: the best chunk has"):
         build(backend, records_folder, out, suite="records", retrieval=retrieval, **settings)
     retrieval = Retrieval(ranked, k=2, budget=None, order="rank", label="x")
     with pytest.raises(ValueError, match="the passages hold none of task 'records/lines', only of records/keys"):

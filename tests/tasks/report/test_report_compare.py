@@ -8,6 +8,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 
+from longloom.tasks.report import render_compare as render_compare_module
 from longloom.tasks.report.compare import build as build_comparison
 from longloom.tasks.report.differences import compare
 from longloom.tasks.report.gather import gather
@@ -133,6 +134,20 @@ def test_forms(first, second):
     assert markdown.count("\n| longbench | ") == 24
     with pytest.raises(ValueError, match="unknown form 'pdf'; known: table, markdown, json, page"):
         render_compare(comparison, "pdf")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_decimals_are_looked_up_once_a_form(first, monkeypatch, form):
+    """Once a row, a comparison of thousands of scores would take minutes."""
+    rows = [{**score_of(first, "constant"), "task": f"task {number}", "sample_scores": {}} for number in range(4000)]
+    comparison = compare(rows, rows)
+    asked, written = [], []
+    digits, line = render_compare_module._digits, render_compare_module._line
+    monkeypatch.setattr(render_compare_module, "_digits", lambda rows: asked.append(1) or digits(rows))
+    monkeypatch.setattr(render_compare_module, "_line", lambda *values: written.append(1) or line(*values))
+    render_compare(comparison, form)
+    assert len(asked) == {"json": 0, "page": 2}.get(form, 1)  # the page has figures
+    assert len(written) == (0 if form == "json" else 4000)
 
 
 def test_less_is_better_for_perplexity():

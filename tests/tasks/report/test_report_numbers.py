@@ -160,6 +160,33 @@ def test_a_sample_with_another_reference_has_another_name(fakes):
     assert [position for position in range(50) if names[position] != other[position]] == [7]
 
 
+def test_a_question_of_another_length_depth_or_group_has_another_name(fakes):
+    """RULER's and needle's references are the same at every length."""
+    label = "evaluation/base/needle/full"
+    path = fakes.sections[label] / "samples.parquet"
+
+    def names(**change):
+        rewrite(path, lambda rows: [row.update({"group": "a", **(change if row is rows[3] else {})}) for row in rows])
+        return list(read_evaluations({label: fakes.sections[label]}).scores[0]["sample_scores"])
+
+    before = names(length=256, depth=0.0)
+    for change in ({"length": 512}, {"depth": 50.0}, {"group": "b"}):
+        other = names(**{"length": 256, "depth": 0.0, **change})
+        assert [place for place in range(80) if other[place] != before[place]] == [3], change
+
+
+def test_what_was_left_out_stands_beside_the_score(fakes):
+    def leave_out(rows):
+        for row, count in zip(rows, (3, 1, 0), strict=True):
+            row["contaminated"] = count
+
+    rewrite(fakes.sections[FULL] / "scores.parquet", leave_out)
+    scores = gather({FULL: fakes.sections[FULL]}, {}, title="t").numbers["evaluation"]["scores"]
+    assert [row["contaminated"] for row in scores] == [3, 1, 0]
+    rows = evaluation_table(scores).suites[0].rows
+    assert [[note for note in row.notes if "left out" in note] for row in rows] == [["3 left out"], ["1 left out"], []]
+
+
 def test_the_same_score_twice_is_refused(fakes):
     folder = fakes.sections[FULL]
     with pytest.raises(ValueError, match=r"evaluation/base/a and evaluation/base/b both hold .*longbench/constant"):

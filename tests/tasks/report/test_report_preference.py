@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from longloom.tasks.report.build import build
+from longloom.tasks.report.differences import compare
+from longloom.tasks.report.gather import gather
 from longloom.tasks.report.preference import best_of_lines, category_lines, preference_numbers, set_lines, verdicts
 from longloom.tasks.report.preference_plots import condition_bars, profile_curve
 
@@ -161,3 +165,41 @@ def test_nothing_to_show(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected an object"):
         preference_numbers({"a": tmp_path}, {}, None)
     assert [line[0] for line in best_of_lines({"subsets": [], "prompts": 0, "score": 0.0})] == ["mean of subsets"]
+
+
+def report_of(folder: Path, right: dict[str, int], *, prompts: int = 40, **digests: str) -> Numbers:
+    """A report of one set, a comparison a prompt, of which a condition has so many right."""
+    folder.mkdir()
+    conditions = {name: accuracy(count / prompts) for name, count in right.items()}
+    (folder / "preference.json").write_text(json.dumps({**one_set(two_step=False), "conditions": conditions}))
+    rows = [
+        {"id": f"{number}", "condition": name, "context": "c", "rejected": 0.5, "chosen": float(number < count)}
+        | ({"prompt": f"p{number}", **digests} if digests else {})
+        for name, count in right.items()
+        for number in range(prompts)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "scores.parquet")
+    return gather({"preference/modules": folder}, {}, title=folder.name).numbers
+
+
+def test_preference_accuracies_on_the_same_comparisons_are_paired(tmp_path: Path) -> None:
+    first = report_of(tmp_path / "a", {"nc": 20, "ctx": 20, "nonsense": 20, "negated": 20}, responses="r")
+    second = report_of(tmp_path / "b", {"nc": 21, "ctx": 32, "nonsense": 32, "negated": 8}, responses="r")
+    comparison = compare(first, second)
+    assert [row for row in comparison.measures if row.part == "preference accuracy"] == []
+    verdicts = {"no context": "", "its context": "better", "nonsense": "", "negated": "better"}  # this one is lower
+    assert {row.policy: row.verdict for row in comparison.rows} == verdicts
+    assert {(row.suite, row.task, row.samples) for row in comparison.rows} == {("preference", "modules", 40)}
+    pair = next(row.paired for row in comparison.rows if row.policy == "its context")
+    assert pair is not None
+    assert (pair.difference, pair.p) == (pytest.approx(0.3), pytest.approx(0, abs=0.01))
+    assert 0 < pair.low < 0.3 < pair.high
+
+
+@pytest.mark.parametrize("other", [{}, {"responses": "s"}, {"responses": "r", "prompts": 41}])
+def test_other_comparisons_stand_side_by_side(tmp_path: Path, other: dict[str, Any]) -> None:
+    first = report_of(tmp_path / "a", {"ctx": 20}, responses="r")
+    comparison = compare(first, report_of(tmp_path / "b", {"ctx": 40}, **other))
+    assert comparison.rows == ()
+    measured = [(row.name, row.verdict) for row in comparison.measures if row.part == "preference accuracy"]
+    assert measured == [("modules, its context", "better")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from longloom.tasks.report.evaluation import read_evaluations
 from longloom.tasks.report.figures import SERIES
 from longloom.tasks.report.gather import gather
 from longloom.tasks.report.intervals import mean_interval, strata_interval
+from longloom.tasks.report.render import page as render_page
 from longloom.tasks.report.render_compare import render_compare
 from longloom.tasks.report.retrieval import comparisons, line_name
 from longloom.tasks.report.retrieval_table import retrieval_lines
@@ -81,6 +83,61 @@ def test_the_difference_is_paired_by_sample(rag_fakes):
     assert against["low"] < against["difference"] < against["high"] < 0
     width = np.sqrt(sum(part.var() / 30 for part in differences)) / 3 * 2 * 1.96
     assert against["high"] - against["low"] == pytest.approx(width, rel=0.1)
+
+
+def test_p_flips_the_signs_of_samples_within_their_tasks(rag_fakes):
+    def keep(count):
+        def cut(rows):
+            rows[:] = [row for row in rows if row["sample"] < count[row["task"]]]
+
+        return cut
+
+    counts = dict(zip(TASKS, (2, 3, 4), strict=True))
+    for label in (FULL, BM25):
+        rewrite(rag_fakes.sections[label] / "samples.parquet", keep(counts))
+    for label in (FULL, BM25):  # a score is the mean of its samples
+        means = {task: 100 * np.mean([one["score"] for one in samples_of(rag_fakes, label, task)]) for task in TASKS}
+        rewrite(
+            rag_fakes.sections[label] / "scores.parquet",
+            lambda rows, means=means: [row.update(score=means[row["task"]]) for row in rows],
+        )
+    against = only(rag_fakes, FULL, BM25)["rows"][1]["against"]
+    pairs = {}
+    for task in TASKS:
+        a, b = ({one["sample"]: one["score"] for one in samples_of(rag_fakes, label, task)} for label in (FULL, BM25))
+        pairs[task] = [b[number] - a[number] for number in sorted(a)]
+
+    def mean(signs):
+        signs = iter(signs)
+        return np.mean([np.mean([next(signs) * value for value in pairs[task]]) for task in TASKS])
+
+    seen = abs(mean([1] * 9))
+    flipped = [abs(mean(signs)) >= seen - 1e-12 for signs in product((1, -1), repeat=9)]
+    assert against["p"] == pytest.approx(np.mean(flipped))
+
+
+@pytest.mark.parametrize(("samples", "p", "verdict"), [(3, "p 0.250", ""), (6, "p 0.031", "worse")])
+def test_few_samples_are_no_verdict_whatever_their_interval(rag_fakes, samples, p, verdict):
+    for label, score in ((FULL, 0.75), (BM25, 0.25)):
+        rewrite(
+            rag_fakes.sections[label] / "samples.parquet",
+            lambda rows, score=score: rows.__setitem__(
+                slice(None),
+                [{**row, "score": score} for row in rows if row["task"] == "qasper" and row["sample"] < samples],
+            ),
+        )
+        rewrite(
+            rag_fakes.sections[label] / "scores.parquet",
+            lambda rows, score=score: rows.__setitem__(
+                slice(None), [{**row, "score": 100 * score} for row in rows if row["task"] == "qasper"]
+            ),
+        )
+    found = only(rag_fakes, FULL, BM25)
+    assert found["rows"][1]["against"]["high"] < 0  # all samples alike
+    line = retrieval_lines(found)[1]
+    assert (line.difference.notes, line.verdict) == ((p,), verdict)
+    page = render_page(gather({label: rag_fakes.sections[label] for label in (FULL, BM25)}, {}, title="t"))
+    assert (f'<small class="note">{p}</small>' in page, "not corrected for the number of rows" in page) == (True, True)
 
 
 def test_one_task_is_an_ordinary_interval(rag_fakes):
