@@ -40,7 +40,7 @@ from longloom.tasks.coreset.gradients import example_gradient, has_target, train
 from longloom.tasks.coreset.projection import Projection
 from longloom.tasks.coreset.shards import BATCH_TOKENS, cut
 from longloom.tasks.training.finetune import LORA_TARGETS
-from longloom.tasks.training.sft import encode, load_messages
+from longloom.tasks.training.sft import encode, load_examples
 
 BASE = Path(__file__).resolve().parents[1] / "tasks" / "training" / "base"
 MIDDLE = Shape(layers=8, width=512, mlp=1376, heads=8, kv_heads=4, head_dim=64, vocabulary=32_000)
@@ -49,7 +49,7 @@ MIDDLE = Shape(layers=8, width=512, mlp=1376, heads=8, kv_heads=4, head_dim=64, 
 def pool(folder: Path, count: int) -> list[Example]:
     """Every so-many-th example by length, so that batches are as full as they are in a shard."""
     tokenizer = AutoTokenizer.from_pretrained(BASE)
-    encoded = [encode(tokenizer, messages, max_length=1024) for messages in load_messages(folder)]
+    encoded = [encode(tokenizer, messages, max_length=1024) for _, messages in load_examples(folder)]
     examples = [(torch.tensor(ids), torch.tensor(labels)) for ids, labels in encoded]
     batches = cut([one for one in examples if has_target(one[1])], BATCH_TOKENS["cpu"])
     step = max(1, len(examples) // count)

@@ -60,19 +60,22 @@ def check_loadable(store: Store, source: str, *, kind: str = "model") -> None:
         files_of(place, source)
 
 
-def check_model(store: Store, params: ModelParams, *, trained: bool) -> None:
+def check_model(store: Store, params: ModelParams, *, trained: bool, option: str = "model") -> None:
     """Whether the model that a flow starts from is there.
 
     Args:
         store: with the runs.
         params: what to start from.
         trained: the flow has a corpus to train it on.
+        option: what the parameters are called.
 
     Raises:
-        ValueError: as `check_loadable`; a model from scratch where nothing trains it.
+        ValueError: as `check_loadable`; a model from scratch, or how to train one, where nothing trains it.
     """
     if params.source == "scratch" and not trained:
         raise ValueError("model scratch: there is no corpus to train it on here, expected `base`, a folder or a name")
+    if not (trained and (params.source in ("base", "scratch") or isinstance(params, PretrainParams))):
+        _check_untrained(params, option)
     if params.source not in ("base", "scratch"):
         check_loadable(store, params.source)
     further = params.source == "base" or (isinstance(params, PretrainParams) and params.source != "scratch")
@@ -80,6 +83,17 @@ def check_model(store: Store, params: ModelParams, *, trained: bool) -> None:
         raise ValueError(
             f"model size tiny: starts from random weights alone, found source {params.source}, expected scratch"
         )
+
+
+def _check_untrained(params: ModelParams, option: str) -> None:
+    """Raises ValueError if something is given that would do nothing to a model that is taken as it stands."""
+    for name in ("size", "tokens", "seed"):
+        value, usual = getattr(params, name), type(params).model_fields[name].default
+        if value != usual:
+            raise ValueError(
+                f"{option}.{name}: found {value}, expected it left out: nothing trains model {params.source:.200} on a"
+                " corpus here; `longloom pretrain` takes it, and `pipeline` and `replicate` do for base and scratch"
+            )
 
 
 def check_tokenizer(store: Store, tokenizer: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from longloom.flows.artifacts import publish_heads
+from longloom.flows.checks import check_model
 from longloom.flows.model import label_of, model_of
 from longloom.flows.params import DEFAULT_STORE, ModelParams
 from longloom.flows.params_evaluate import HeadsParams
@@ -22,6 +23,7 @@ def heads(
 ) -> ArtifactRef:
     """Scores every KV head of a model, on random tokens or as published, and says which to protect."""
     place = Store(store)
+    check_model(place, model, trained=False)
     with RunLog(place, "heads", {"model": model.model_dump(), "heads": heads.model_dump()}) as log:
         label = label_of(model)
         network = log.add("model", model_of(place, model, None, None))

@@ -76,7 +76,7 @@ def _check_places(params: PipelineParams, stages: _Range) -> None:
     if stages.has("model"):
         check_model(place, params.model, trained=True)
     if params.trace and stages.has("trace"):
-        check_model(place, params.tracing.small, trained=True)
+        check_model(place, params.tracing.small, trained=True, option="tracing.small")
     if stages.has("instructions"):
         check_sources(params.instructions.sources)
     check_coreset(params.coreset)

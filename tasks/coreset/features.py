@@ -39,7 +39,7 @@ from longloom.tasks.coreset.store import EXAMPLES, FORMAT, RECORD, write_array, 
 from longloom.tasks.preference import template as templates
 from longloom.tasks.preference.encoding import Reading
 from longloom.tasks.progress import Progress, silent
-from longloom.tasks.training.sft import encode
+from longloom.tasks.training.sft import encode_named
 from longloom.tasks.workers import THREADS, Workers
 
 
@@ -78,8 +78,8 @@ def build(
         progress: gets gradients taken and in all (examples times checkpoints).
 
     Raises:
-        ValueError: parameters out of range, an empty pool, a warm-up that does not fit the model, a gradient that is
-            not finite.
+        ValueError: parameters out of range, an empty pool, a warm-up that does not fit the model, an example that the
+            chat template refuses, a gradient that is not finite.
         RuntimeError: two processes or Dask workers died at a shard, which is named.
     """
     if max_length < 2:
@@ -129,7 +129,7 @@ def build(
                 shutil.rmtree(path, ignore_errors=True)
             work.mkdir(parents=True)
             write_json(work / "plan.json", plan)
-        encoded = Encoded.write(work, _encode(model, instructions, max_length))
+        encoded = Encoded.write(work, _encode(model, instructions, table["id"].to_pylist(), max_length))
         job = Job(
             model.absolute(), out.absolute(), work.absolute(), table.num_rows, SHARD_ROWS, dimension, seed, device,
             dtype, adam, bias_correction, pairs,
@@ -156,15 +156,15 @@ def _stats(plan: dict[str, Any], record: dict[str, Any]) -> Stats:
     )
 
 
-def _encode(model: Path, pool: Path, max_length: int) -> Iterator[tuple[list[int], list[int]]]:
+def _encode(model: Path, pool: Path, names: list[str], max_length: int) -> Iterator[tuple[list[int], list[int]]]:
     """Ids and labels of each example; a template may not know what to do with no turn at all."""
     if holds_pairs(pool):
         _, tokenizer = load_reward_body(model)
         yield from encode_pairs(pool, tokenizer, Reading(templates.DEFAULT, max_length))
         return
     tokenizer = load_tokenizer(model)
-    for messages in conversations(pool):
-        yield encode(tokenizer, messages, max_length=max_length) if messages else ([], [])
+    for name, messages in zip(names, conversations(pool), strict=True):
+        yield encode_named(tokenizer, name, messages, max_length=max_length) if messages else ([], [])
 
 
 def _take(job: Job, checkpoints: list[Checkpoint], crew: Workers | None, *, threads: int, progress: Progress) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longloom.evals.jsonl import NUMBER, TEXT, Field, check_fields
@@ -113,10 +112,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, asked: Asked, reading: Reading) -
         *templates.with_context(asked.prompt, asked.context, reading.template),
         {"role": "assistant", "content": asked.response},
     ]
-    try:
-        text = render(tokenizer, turns, prompt=False)
-    except TemplateError as error:
-        raise ValueError(f"the tokenizer's chat template refuses the conversation: {error}") from None
+    text = render(tokenizer, turns, prompt=False)
     if not reading.ends:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     end = tokenizer.eos_token_id

@@ -7,6 +7,7 @@ beside `inferred`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -42,10 +43,10 @@ from longloom.tasks.progress import Progress, silent
 
 NUMBERS, SCORES = "preference.json", "scores"
 CONDITIONS = (NC, CTX, NONSENSE, NEGATED)
-#: A row a comparison and condition.
+#: A row a comparison and condition; `prompt` and `responses` are digests of what was compared.
 SCHEMA = pa.schema(
     [
-        *((name, pa.string()) for name in ("id", "source", "category", "condition", "context")),
+        *((name, pa.string()) for name in ("id", "source", "category", "prompt", "responses", "condition", "context")),
         *((name, pa.float64()) for name in ("chosen", "rejected")),
     ]
 )
@@ -132,6 +133,8 @@ def _score_rows(
             "id": rows[place].id,
             "source": rows[place].source,
             "category": rows[place].category,
+            "prompt": _digest(rows[place].asked),
+            "responses": _digest(rows[place].chosen, rows[place].rejected),
             "condition": condition,
             "context": context,
             "chosen": float(better),
@@ -139,6 +142,10 @@ def _score_rows(
         }
         for (place, context), better, worse in zip(places, chosen, rejected, strict=True)
     ]
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
 def _described(every: Sequence[Row], strict: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def _named_contexts(work: Work, *, candidates: int, sampled: int, seed: int, **e
     )
 
 
-@stage("preference-evaluation", version=1)
+@stage("preference-evaluation", version=2, gpu=True)
 def _evaluation(work: Work, **options: Any) -> Stats:
     from longloom.tasks.preference.evaluation import build
     from longloom.tasks.preference.scorer import load_scorer
@@ -139,7 +139,7 @@ def _judge(work: Work, *, sampled: int, seed: int, **endpoint: Any) -> Stats:
     )
 
 
-@stage("best-of", version=1, runtime=("expected",))
+@stage("best-of", version=1, runtime=("expected",), gpu=True)
 def _best_of(work: Work, *, expected: str, sources: list[str], on_bad_record: str) -> Stats:
     from longloom.tasks.preference.best_of import build
     from longloom.tasks.preference.scorer import load_scorer

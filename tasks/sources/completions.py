@@ -14,8 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
+from longloom.kernels.huggingface.greedy import greedy
 from longloom.kernels.huggingface.load import load_model
 from longloom.storage.parquet import FileWriter, files_of
 from longloom.storage.stats import Stats
@@ -35,7 +35,6 @@ SAMPLES = pa.schema(
 )
 
 
-@torch.inference_mode()
 def build(
     model: Path,
     corpus: Path,
@@ -81,18 +80,7 @@ def build(
         size = min(room, len(ids) - new_tokens)
         begin = rng.randrange(len(ids) - size - new_tokens + 1)
         prompt = ids[begin : begin + size]
-        asked = torch.tensor([prompt], device=network.device)
-        written: Any = network.generate(  # type: ignore[operator]  # a method of every causal model
-            input_ids=asked,
-            attention_mask=torch.ones_like(asked),
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        new = written[0, size:]
+        new = greedy(network, prompt, new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id)
         rows.append(
             {
                 "suite": SUITE,

@@ -61,6 +61,15 @@ class Located:
         begins, ends = self._solid
         return bisect_left(begins, begin), bisect_right(ends, end)
 
+    def tokens_over(self, begin: int, end: int) -> tuple[int, int]:
+        """The range of tokens of which a part lies within characters `begin` to `end`, white space around them apart.
+
+        That of `tokens_within` where no token reaches beyond, as between words that white space parts.
+        """
+        begins, ends = self._solid
+        first = bisect_right(ends, begin)
+        return first, max(first, bisect_left(begins, end))
+
     def characters(self, begin: int, end: int) -> tuple[int, int]:
         """The range of characters of tokens `begin` to `end`, at least one."""
         return self.places[begin][0], self.places[end - 1][1]

@@ -9,6 +9,8 @@
 Notable choices: every window counts, where GPT-4 draws three. GPT-3 and GPT-4 compare without case, punctuation or
 spaces; an index holds texts as they are, so windows are compared as they are, and a record that was only reprinted in
 other words or another layout is not found. A text shorter than a window has none: a yes would stand in any corpus.
+A Chinese character or kana is a word of its own. An index of tokens is asked for every token that reaches into a
+window: of scripts without spaces these reach beyond it, so what is found stands there, and more.
 """
 
 from __future__ import annotations
@@ -20,12 +22,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from longloom.tasks.retrieval.chunkers import CJK
 from longloom.tasks.sources.located import Corpus, Located, locate
 
 CLEAN, SUSPICIOUS, DIRTY = VERDICTS = ("clean", "suspicious", "dirty")
 
 #: Windows that are looked up at once.
 _BATCH = 4096
+
+_WORD = re.compile(rf"[{CJK}]|[^\s{CJK}]+")
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Measure:
     Attributes:
         name: in tables.
         size: of a window.
-        unit: "words" (what white space parts) or "characters".
+        unit: "words" (what white space parts, a Chinese character or kana) or "characters".
         suspicious, dirty: shares of the windows from which on a text is that; 0: any window is enough.
     """
 
@@ -49,7 +54,7 @@ class Measure:
         """Begin and end of every window, in characters."""
         if self.unit == "characters":
             return [(begin, begin + self.size) for begin in range(len(text) - self.size + 1)]
-        words = [match.span() for match in re.finditer(r"\S+", text)]
+        words = [match.span() for match in _WORD.finditer(text)]
         last = len(words) - self.size + 1
         return [(words[begin][0], words[begin + self.size - 1][1]) for begin in range(last)]
 
@@ -113,7 +118,7 @@ def overlap(corpus: Corpus, measure: Measure, texts: Sequence[str]) -> Overlap:
         found += int(standing.sum())
         if example is None and standing.any():
             begin, end = cut[int(standing.argmax())]
-            example = text[begin:end], located.tokens[slice(*located.tokens_within(begin, end))]
+            example = text[begin:end], located.tokens[slice(*located.tokens_over(begin, end))]
     return Overlap(windows, found, example)
 
 
@@ -124,7 +129,7 @@ def _standing(corpus: Corpus, located: Located, windows: Sequence[tuple[int, int
     for first in range(0, len(windows), _BATCH):
         asked: dict[int, list[int]] = {}
         for number, window in enumerate(windows[first : first + _BATCH], start=first):
-            tokens = located.tokens[slice(*located.tokens_within(*window))]
+            tokens = located.tokens[slice(*located.tokens_over(*window))]
             if tokens and unknown not in tokens:  # what the vocabulary lacks matches nothing
                 asked[number] = tokens
         if asked:

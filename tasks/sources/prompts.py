@@ -149,7 +149,7 @@ def score(corpus: Corpus, prompt: str, n: int) -> Score:
     windows = Measure("", n, "words", 0, 0).windows(prompt)
     if not windows:
         return Score(0, 0, None, None)
-    asked = [located.tokens[slice(*located.tokens_within(*window))] for window in windows]
+    asked = [located.tokens[slice(*located.tokens_over(*window))] for window in windows]
     known = [tokens for tokens in asked if tokens and corpus.encoder.unknown not in tokens]
     counts = corpus.index.counts(known) if known else np.zeros(0)
     documents = corpus.index.document_counts(known) if known else np.zeros(0)

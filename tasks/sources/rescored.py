@@ -36,10 +36,11 @@ def rescored(suite: Suite, evaluation: Path, flagged: Mapping[str, Mapping[int, 
 
     Raises:
         FileNotFoundError: no evaluation there.
-        ValueError: one of another suite, or with samples that were not looked up.
+        ValueError: one of another suite, with samples that were not looked up, or of other records than the suite's.
     """
     scores = read_table(evaluation, "scores", [*_NAMES, "score", "samples"]).to_pylist()
-    samples = read_table(evaluation, "samples", ["task", "sample", "prediction", "failed"]).to_pylist()
+    samples = read_table(evaluation, "samples", ["task", "sample", "prediction", "references", "failed"]).to_pylist()
+    asked: dict[str, list[dict[str, Any]]] = {}
     found = []
     for row in scores:
         task = row["task"]
@@ -52,17 +53,23 @@ def rescored(suite: Suite, evaluation: Path, flagged: Mapping[str, Mapping[int, 
                 f"{evaluation}: sample {min(unknown)} of task {task!r} was not looked up; expected no smaller limit and"
                 " the same tasks and data"
             )
+        if task not in asked:
+            asked[task] = suite.records(task)
+        for number, sample in own.items():
+            if sample["references"] != (held := asked[task][number]["references"]):
+                raise ValueError(
+                    f"{evaluation}: sample {number} of task {task!r} has references {sample['references']!r:.100}, the"
+                    f" records looked up have {held!r:.100}; expected an evaluation of the same data"
+                )
         clean = [number for number in own if not flagged[task][number]]
-        found.append(
-            {**row, "contaminated": len(own) - len(clean), "clean_score": _score(suite, task, [own[n] for n in clean])}
-        )
+        score = _score(suite, task, asked[task], [own[number] for number in clean])
+        found.append({**row, "contaminated": len(own) - len(clean), "clean_score": score})
     return found
 
 
-def _score(suite: Suite, task: str, samples: list[dict[str, Any]]) -> float | None:
+def _score(suite: Suite, task: str, records: list[dict[str, Any]], samples: list[dict[str, Any]]) -> float | None:
     if not samples:
         return None
-    records = suite.records(task)
     ratings = []
     for sample in samples:
         parts = suite.rate(task, sample["prediction"], records[sample["sample"]])

@@ -15,7 +15,11 @@ from collections.abc import Iterator, Sequence
 
 from longloom.tasks.ngrams.layout import separator
 from longloom.tasks.ngrams.query import Index
+from longloom.tasks.retrieval.chunkers import CJK
 from longloom.tasks.sources.located import Located
+
+#: Two characters of one word: a Chinese character or kana is a word of its own.
+_WITHIN_WORD = re.compile(rf"[^\W{CJK}]{{2}}")
 
 #: Tokens of a suffix that are looked up at first; doubled as long as all of them stand in the corpus.
 _WINDOW = 64
@@ -96,7 +100,7 @@ def _cut(located: Located, first: int, last: int) -> Range:
     places = located.places
 
     def within_word(place: int) -> bool:
-        return 0 < place < len(text) and bool(re.match(r"\w\w", text[place - 1 : place + 1]))
+        return 0 < place < len(text) and bool(_WITHIN_WORD.match(text, place - 1))
 
     def within_character(token: int) -> bool:
         return 0 < token < len(places) and places[token][0] < places[token - 1][1]

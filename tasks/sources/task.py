@@ -18,7 +18,7 @@ from longloom.tasks.suite_data import suite_data
 Place = ArtifactRef | str
 
 
-@stage("explain", version=1)
+@stage("explain", version=2)
 def _explain(work: Work, *, index: str | None, answers: str | None, **options: Any) -> Stats:
     from longloom.tasks.sources.explain import build
 
@@ -27,14 +27,14 @@ def _explain(work: Work, *, index: str | None, answers: str | None, **options: A
     return build(folder, _folder(work, "answers", answers), work.out, progress=work.progress, **options)
 
 
-@stage("completions", version=1, runtime=("device",), gpu=True)
+@stage("completions", version=2, runtime=("device",), gpu=True)
 def _completions(work: Work, **options: Any) -> Stats:
     from longloom.tasks.sources.completions import build
 
     return build(work.inputs["model"], work.inputs["corpus"], work.out, progress=work.progress, **options)
 
 
-@stage("contamination", version=1)
+@stage("contamination", version=2)
 def _contamination(work: Work, *, index: str | None, data: str | None, evaluation: str | None, **options: Any) -> Stats:
     from longloom.tasks.sources.contamination import build
 
@@ -50,7 +50,7 @@ def _contamination(work: Work, *, index: str | None, data: str | None, evaluatio
     )
 
 
-@stage("prompts", version=1, runtime=("timeout", "retries", "at_once", "per_minute"), resumable=True, retries=True)
+@stage("prompts", version=2, runtime=("timeout", "retries", "at_once", "per_minute"), resumable=True, retries=True)
 def _prompts(
     work: Work,
     *,

@@ -203,9 +203,11 @@ def _passage(index: Corpus, document: np.ndarray, gram: Tokens) -> tuple[str, in
     tokens = document.tolist()
     size = len(gram)
     place = next(start for start in range(len(tokens)) if tuple(tokens[start : start + size]) == gram)
-    before = index.decode(tokens[:place])
-    piece = index.decode(tokens[place : place + size])
-    return before + piece, len(before) + len(piece) - len(piece.lstrip(" "))
+    # Decoded from one beginning, for some tokenizers drop the space that a text begins with.
+    text = index.decode(tokens[: place + size])
+    begin = len(index.decode(tokens[:place]))
+    piece = text[begin:]
+    return text, begin + len(piece) - len(piece.lstrip(" "))
 
 
 def _weights(checkpoint: Path, device: torch.device) -> PreTrainedModel:

@@ -1,22 +1,36 @@
 """Task-gram pairs: n-grams of an input and of an output that mean the same (arXiv 2407.14985, definition 1).
 
 Notable choices: an n-gram is n words in a row, as the characters from the first to the last stand in the text; a word
-is a run of letters, digits and underscores, or one Chinese, Japanese or Korean character. A space before an n-gram
-belongs to it when it is looked up, since most tokenizers join it to the word; so does the beginning of a text, which
-would follow a space in running text.
+is a run of letters, digits and underscores, or one Chinese character or kana, each with the marks and joiners behind it
+(a vowel sign, an accent that is a character of its own). A space before an n-gram belongs to it when it is looked up,
+since most tokenizers join it to the word; so does the beginning of a text, which would follow a space in running text.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 
 import numpy as np
 
 from longloom.tasks.retrieval.chunkers import CJK
 
-_WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
+#: Zero-width non-joiner and joiner.
+_JOINERS = "\u200c\u200d"
+#: Where marks are: the two planes of living scripts, and the variation selectors.
+_PLACES = (range(0x20000), range(0xE0100, 0xE01F0))
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    """A word. Marks are none of \\w in Python's `re`, which would cut Hindi, and accents that stand alone, mid-word."""
+    marks = "".join(chr(code) for code in chain(*_PLACES) if unicodedata.category(chr(code)).startswith("M"))
+    behind = f"{marks}{_JOINERS}"
+    return re.compile(rf"[{CJK}][{behind}]*|[^\W{CJK}]+(?:[{behind}]+[^\W{CJK}]*)*")
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,7 @@ def ngrams(text: str, n: int, *, lose_last: bool = False) -> list[Gram]:
         n: words of an n-gram.
         lose_last: leave the last one out, as the released `get_all_ngrams` does.
     """
-    spans = [match.span() for match in _WORD.finditer(text)]
+    spans = [match.span() for match in _word().finditer(text)]
     found: dict[str, Gram] = {}
     for word in range(len(spans) - n + 1 - lose_last):
         begin, end = spans[word][0], spans[word + n - 1][1]

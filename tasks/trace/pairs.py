@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ PAIRS = pa.schema(
 
 #: How far below gamma pairs are kept for the sensitivity to it, which looks as far above.
 MARGIN = 0.1
-#: N-grams that are embedded at once, and pairs that are looked up at once.
-_BATCH, _LOOKED_UP = 4096, 100_000
+#: N-grams that are embedded at once, of one record or several; vectors that are held for later records; and pairs that
+#: are looked up at once.
+_BATCH, _HELD, _LOOKED_UP = 4096, 32_768, 100_000
 
 #: A pair of a record, which has a number.
 _Place = tuple[int, Record, Mined]
@@ -102,15 +104,12 @@ def build(
     examples = load(records)
     counted: Counter[str] = Counter()
     distinct: set[tuple[str, str]] = set()
-    grams = [_grams(record, n, mode) for record in examples]
-    if not any(xs and ys for xs, ys in grams):
+    if not any(all(_grams(record, n, mode)) for record in examples):
         raise ValueError(f"records: none of {len(examples)} has {n} words in its input and in its output")
-    vectors = _embedded(embed, grams)
     floor = gamma - MARGIN if mode == "paper" else None
     waiting: list[_Place] = []
     with FileWriter(out / "pairs.parquet", PAIRS) as writer:
-        for number, (record, (xs, ys)) in enumerate(zip(examples, grams, strict=True), start=1):
-            mined = mine(xs, ys, vectors, n=n, gamma=gamma, floor=floor)
+        for number, (record, mined) in enumerate(_mined(examples, embed, n=n, gamma=gamma, floor=floor, mode=mode), 1):
             waiting += [(number - 1, record, pair) for pair in mined]
             if len(waiting) < _LOOKED_UP and number < len(examples):
                 continue
@@ -130,14 +129,45 @@ def _grams(record: Record, n: int, mode: str) -> tuple[list[Gram], list[Gram]]:
     return ngrams(record.input, n, lose_last=lose_last), ngrams(record.output, n, lose_last=lose_last)
 
 
-def _embedded(embed: Embed, grams: Sequence[tuple[list[Gram], list[Gram]]]) -> dict[str, np.ndarray]:
-    """Text -> unit vector."""
-    texts = sorted({gram.text for both in grams for side in both for gram in side})
-    vectors: dict[str, np.ndarray] = {}
-    for begin in range(0, len(texts), _BATCH):
-        batch = texts[begin : begin + _BATCH]
-        vectors.update(zip(batch, embed(batch), strict=True))
-    return vectors
+def _mined(
+    examples: Sequence[Record], embed: Embed, *, n: int, gamma: float, floor: float | None, mode: str
+) -> Iterator[tuple[Record, list[Mined]]]:
+    """Each record with its pairs; no more vectors are in memory than of a block of records and those that are held."""
+    vectors = _Vectors(embed)
+    block: list[tuple[Record, list[Gram], list[Gram]]] = []
+    texts: set[str] = set()
+    for number, record in enumerate(examples, start=1):
+        xs, ys = _grams(record, n, mode)
+        block.append((record, xs, ys))
+        if xs and ys:
+            texts.update(gram.text for gram in (*xs, *ys))
+        if len(texts) < _BATCH and number < len(examples):
+            continue
+        found = vectors.of(texts)
+        for one, left, right in block:
+            yield one, mine(left, right, found, n=n, gamma=gamma, floor=floor)
+        block, texts = [], set()
+
+
+class _Vectors:
+    """The vectors of n-grams. Those looked at last are held, since records of one task share theirs."""
+
+    def __init__(self, embed: Embed) -> None:
+        self._embed = embed
+        self._held: dict[str, np.ndarray] = {}
+
+    def of(self, texts: set[str]) -> dict[str, np.ndarray]:
+        """Text -> unit vector."""
+        found = {text: self._held.pop(text) for text in sorted(texts) if text in self._held}
+        new = sorted(texts - found.keys())
+        for begin in range(0, len(new), _BATCH):
+            batch = new[begin : begin + _BATCH]
+            # Copies: a row that is held would hold its whole batch.
+            found.update((text, row.copy()) for text, row in zip(batch, self._embed(batch), strict=True))
+        self._held |= found
+        for text in list(islice(self._held, max(0, len(self._held) - _HELD))):
+            del self._held[text]
+        return found
 
 
 def _rows(index: Corpus, places: Sequence[_Place], mode: str, least: int) -> Iterator[dict[str, Any]]:

@@ -5,18 +5,20 @@ Nothing here depends on a corpus, on n or on gamma: each model is asked once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longloom.evals.longbench.metrics import qa_f1
 from longloom.evals.matching import normalize_answer
+from longloom.kernels.huggingface.greedy import greedy
 from longloom.kernels.huggingface.load import load_model
 from longloom.storage.parquet import FileWriter, read_table
 from longloom.storage.stats import Stats
@@ -29,8 +31,10 @@ from longloom.tasks.trace.records import Record, load
 TOKENS = pa.schema(
     [("record", pa.int64()), ("begin", pa.int64()), ("end", pa.int64()), ("log_p", pa.float64()), ("cut", pa.bool_())]
 )
-#: One row a record: the greedy answer, SQuAD's F1 and exact match against the output.
+#: One row a record: the greedy answer, F1 and exact match against the output as `rated` says.
 GENERATIONS = pa.schema([("record", pa.int64()), ("text", pa.string()), ("f1", pa.float64()), ("exact", pa.float64())])
+
+_NUMBER = re.compile(r"[+-]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?\.?")
 
 
 def build(
@@ -75,7 +79,7 @@ def build(
     with FileWriter(out / "generations.parquet", GENERATIONS) as writer:
         for number, record in enumerate(examples if new_tokens else ()):
             text = _generate(network, tokenizer, record, new_tokens=new_tokens, window=window)
-            writer.write([{"record": number, "text": text, **_rated(text, record.output)}])
+            writer.write([{"record": number, "text": text, **rated(text, record.output)}])
             progress(len(examples) + number + 1, total)
     return Stats(
         counts={
@@ -119,7 +123,6 @@ def _table(record: int, scores: TokenScores) -> pa.Table:
     )
 
 
-@torch.inference_mode()
 def _generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -132,21 +135,29 @@ def _generate(
     ids: Sequence[int] = tokenizer(record.prompt.rstrip(" "), verbose=False)["input_ids"]
     if window is not None:
         ids = ids[-(window - new_tokens) :]
-    prompt = torch.tensor([ids], device=model.device)
-    written: Any = model.generate(  # type: ignore[operator]  # a method of every causal model
-        input_ids=prompt,
-        attention_mask=torch.ones_like(prompt),
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    text = str(tokenizer.decode(written[0, prompt.shape[1] :], skip_special_tokens=True)).strip(" ")
+    new = greedy(model, ids, new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id)
+    text = str(tokenizer.decode(new, skip_special_tokens=True)).strip(" ")
     lines = text.lstrip("\n").split("\n")
     return text if "\n" in record.output.strip() else lines[0]
 
 
-def _rated(text: str, output: str) -> dict[str, float]:
-    return {"f1": qa_f1(text, output), "exact": float(normalize_answer(text) == normalize_answer(output))}
+def rated(text: str, output: str) -> dict[str, float]:
+    """`f1` and `exact` of an answer: SQuAD's, unless its normalization would delete what the output says.
+
+    Without punctuation -5 is 5 and 1.5 is 15; without articles "A" is nothing. An output that is a number is compared
+    as a number, one of which nothing is left as it stands, white space around it apart; then both figures are 0 or 1.
+    """
+    number = _number(output)
+    if number is not None:
+        same = _number(text) == number
+    elif not normalize_answer(output):
+        same = text.strip() == output.strip()
+    else:
+        return {"f1": qa_f1(text, output), "exact": float(normalize_answer(text) == normalize_answer(output))}
+    return {"f1": float(same), "exact": float(same)}
+
+
+def _number(text: str) -> Decimal | None:
+    """A text that is one number, with commas between thousands or without; the full stop of a sentence may follow."""
+    plain = text.strip().replace("\N{MINUS SIGN}", "-")
+    return Decimal(plain.replace(",", "").removesuffix(".")) if _NUMBER.fullmatch(plain) else None

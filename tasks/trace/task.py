@@ -34,7 +34,7 @@ def _records(
     return build(folder, work.out, evaluation=evaluation, evaluated=inputs, tokenizer=tokenizer, **options)
 
 
-@stage("trace-pairs", version=1)
+@stage("trace-pairs", version=2, gpu=True)
 def _pairs(work: Work, *, index: str | None, embedding: str, **options: Any) -> Stats:
     from longloom.tasks.ngrams.query import open_index
     from longloom.tasks.trace.embedding import embedder
@@ -50,14 +50,14 @@ def _pairs(work: Work, *, index: str | None, embedding: str, **options: Any) -> 
     )
 
 
-@stage("trace-scores", version=1, runtime=("device",), gpu=True)
+@stage("trace-scores", version=2, runtime=("device",), gpu=True)
 def _scores(work: Work, **options: Any) -> Stats:
     from longloom.tasks.trace.scores import build
 
     return build(work.inputs["model"], work.inputs["records"], work.out, progress=work.progress, **options)
 
 
-@stage("trace-novelty", version=1)
+@stage("trace-novelty", version=2, gpu=True)
 def _novelty(work: Work, *, index: str | None, embedding: str, **options: Any) -> Stats:
     from longloom.tasks.ngrams.query import open_index
     from longloom.tasks.trace.embedding import embedder
@@ -74,7 +74,7 @@ def _novelty(work: Work, *, index: str | None, embedding: str, **options: Any) -
     )
 
 
-@stage("trace-influence", version=2, runtime=("device",), gpu=True)
+@stage("trace-influence", version=3, runtime=("device",), gpu=True)
 def _influence(work: Work, *, index: str | None, checkpoints: Sequence[str], **options: Any) -> Stats:
     from longloom.tasks.ngrams.query import open_index
     from longloom.tasks.trace.influence import build, checkpoints_of

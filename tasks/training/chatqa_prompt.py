@@ -14,6 +14,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from longloom.evals.chatrag.prompt import INSTRUCTIONS, SYSTEM, Instruction, assemble
+from longloom.tasks.training.sft import opening
 
 #: Kind of answer -> instruction: those of the evaluation, and two that training sets have besides: arithmetic
 #: (arXiv 2401.10225, appendix A: TAT-QA), and none for plain instructions, which say themselves what they want.
@@ -124,14 +125,8 @@ def _encode(
     ends = [right for _, right in encoded["offset_mapping"]]
     # A token that reaches from one part into the next belongs to the next.
     first = np.searchsorted(ends, [len(prompt.system), before, asked - len("Assistant:"), asked], side="right").tolist()
-    bos = _bos(tokenizer)
-    return _Parts(bos + ids, *(place + len(bos) for place in first))
-
-
-def _bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before a text at inference: its bos token, or nothing."""
-    begun: list[int] = tokenizer("a")["input_ids"]
-    return begun[:1] if tokenizer.bos_token_id is not None and begun[0] == tokenizer.bos_token_id else []
+    begun = opening(tokenizer)
+    return _Parts(begun + ids, *(place + len(begun) for place in first))
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> str:

@@ -15,7 +15,7 @@ from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.checkpoints import keeper, leave_kept, spaced
 from longloom.tasks.training.loop import Batch, linear, train, write_rows
-from longloom.tasks.training.sft import encode_all, epoch_batches, load_messages, pad
+from longloom.tasks.training.sft import encode_all, epoch_batches, load_examples, pad
 from longloom.tasks.training.watched import keep_speed
 
 #: Share of the steps that warm up, as LESS and TAGCOS train (arXiv 2407.15235, section 4.1).
@@ -76,7 +76,7 @@ def build(
         progress: real tokens seen.
 
     Raises:
-        ValueError: an unknown tuning; no example with a label.
+        ValueError: an unknown tuning; no example with a label; one that the chat template refuses.
     """
     if tuning not in ("lora", "full"):
         raise ValueError(f"tuning {tuning!r}: unknown, expected 'lora' or 'full'")
@@ -84,13 +84,11 @@ def build(
     indices = (
         None if coreset is None else pq.read_table(coreset / "coreset.parquet", columns=["index"]).column(0).to_pylist()
     )
-    conversations = load_messages(instructions, indices)
+    pool = load_examples(instructions, indices)
     max_length = min(max_length, network.config.max_position_embeddings)
-    examples, without = encode_all(tokenizer, conversations, max_length=max_length)
+    examples, without = encode_all(tokenizer, pool, max_length=max_length)
     if not examples:
-        raise ValueError(
-            f"instructions: none of {len(conversations)} examples has an answer within {max_length} tokens"
-        )
+        raise ValueError(f"instructions: none of {len(pool)} examples has an answer within {max_length} tokens")
     batches = epoch_batches([len(ids) for ids, _ in examples], batch=batch, epochs=epochs, seed=seed)
 
     def make(step: int) -> Batch:

@@ -21,7 +21,7 @@ from longloom.storage.parquet import FileWriter, read_table
 from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.mix import IGNORE
-from longloom.tasks.training.sft import encode, pad
+from longloom.tasks.training.sft import encode_named, pad
 
 #: A row an example: tokens is how many are predicted, loss their mean cross-entropy in nats.
 SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("tokens", pa.int64()), ("loss", pa.float64())])
@@ -46,12 +46,13 @@ def build(model: Path | str, instructions: Path, out: Path, *, max_length: int, 
         of examples of which nothing is predicted.
 
     Raises:
-        ValueError: no example with a label; a loss that is not finite.
+        ValueError: no example with a label; one that the chat template refuses; a loss that is not finite.
     """
     network, tokenizer = load_model(model, dtype="float32")
     max_length = min(max_length, network.config.max_position_embeddings)
     pool = read_table(instructions, "instructions", columns=["id", "source", "messages"])
-    encoded = [encode(tokenizer, messages, max_length=max_length) for messages in pool["messages"].to_pylist()]
+    examples = zip(pool["id"].to_pylist(), pool["messages"].to_pylist(), strict=True)
+    encoded = [encode_named(tokenizer, name, messages, max_length=max_length) for name, messages in examples]
     kept = [row for row, (_, labels) in enumerate(encoded) if any(label != IGNORE for label in labels[1:])]
     if not kept:
         raise ValueError(f"instructions: none of {len(encoded)} examples has an answer within {max_length} tokens")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from longloom.storage.parquet import read_table
@@ -31,13 +32,27 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]
         tokenizer: of the model.
         messages: role and content of each turn.
         prompt: end where the assistant's answer begins.
+
+    Raises:
+        ValueError: the chat template refuses the conversation.
     """
     template = None if tokenizer.chat_template else PLAIN_TEMPLATE
-    text = tokenizer.apply_chat_template(
-        list(messages), chat_template=template, tokenize=False, add_generation_prompt=prompt
-    )
+    try:
+        text = tokenizer.apply_chat_template(
+            list(messages), chat_template=template, tokenize=False, add_generation_prompt=prompt
+        )
+    except TemplateError as error:
+        raise ValueError(f"the tokenizer's chat template refuses the conversation: {error}") from None
     assert isinstance(text, str)
     return text
+
+
+def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before a text at inference: its bos token, for most that put something, or nothing."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer("a")["input_ids"]
+    places = range(len(whole) - len(bare) + 1)
+    return whole[: next((place for place in places if whole[place : place + len(bare)] == bare), 0)]
 
 
 def encode(
@@ -46,7 +61,8 @@ def encode(
     """One example.
 
     The whole text is tokenised once, so the ids are those the model meets at inference; the offsets tell which of
-    them belong to an answer. Longer examples lose their beginning: the answers stand at the end.
+    them belong to an answer. A chat template says itself how a conversation begins; without one it begins with what the
+    tokenizer puts before every text. Longer examples lose their beginning: the answers stand at the end.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -58,7 +74,7 @@ def encode(
         an assistant's turn that opens the conversation answers nothing and has none.
 
     Raises:
-        ValueError: the chat template changes earlier turns when later ones are added.
+        ValueError: the chat template refuses the conversation, or changes earlier turns when later ones are added.
     """
     text = render(tokenizer, messages, prompt=False)
     spans = []
@@ -78,27 +94,46 @@ def encode(
         token if any(start <= left and right <= end for start, end in spans) else IGNORE
         for token, (left, right) in zip(ids, encoded["offset_mapping"], strict=True)
     ]
+    first = [] if tokenizer.chat_template else opening(tokenizer)
+    ids, labels = first + ids, [IGNORE] * len(first) + labels
     return ids[-max_length:], labels[-max_length:]
 
 
-def load_messages(instructions: Path, indices: Sequence[int] | None = None) -> list[list[dict[str, str]]]:
-    """The conversations of an instructions artifact, all or those at `indices`, in that order."""
-    column = read_table(instructions, "instructions", columns=["messages"]).column("messages")
+def encode_named(
+    tokenizer: PreTrainedTokenizerBase, name: str, messages: Sequence[dict[str, str]], *, max_length: int
+) -> tuple[list[int], list[int]]:
+    """`encode`, whose errors begin with the example's id."""
+    try:
+        return encode(tokenizer, messages, max_length=max_length)
+    except ValueError as error:
+        raise ValueError(f"example {name!r:.200}: {error}") from None
+
+
+def load_examples(instructions: Path, indices: Sequence[int] | None = None) -> list[tuple[str, list[dict[str, str]]]]:
+    """Id and conversation of each example of an instructions artifact, or of those at `indices`, in that order."""
+    table = read_table(instructions, "instructions", columns=["id", "messages"])
     if indices is not None:
-        column = column.take(list(indices))
-    conversations: list[list[dict[str, str]]] = column.to_pylist()
-    return conversations
+        table = table.take(list(indices))
+    return list(zip(table["id"].to_pylist(), table["messages"].to_pylist(), strict=True))
 
 
 def encode_all(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[dict[str, str]]], *, max_length: int
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[tuple[str, Sequence[dict[str, str]]]], *, max_length: int
 ) -> tuple[list[tuple[list[int], list[int]]], int]:
     """Every example that has a label left.
 
+    Args:
+        tokenizer: a fast tokenizer.
+        examples: id and conversation of each.
+        max_length: tokens to keep.
+
     Returns:
         (ids, labels) pairs; how many examples had no label and were left out.
+
+    Raises:
+        ValueError: as `encode`; it begins with the example's id.
     """
-    encoded = [encode(tokenizer, messages, max_length=max_length) for messages in conversations]
+    encoded = [encode_named(tokenizer, name, messages, max_length=max_length) for name, messages in examples]
     kept = [(ids, labels) for ids, labels in encoded if any(label != IGNORE for label in labels[1:])]
     return kept, len(encoded) - len(kept)
 

@@ -39,14 +39,14 @@ def _import(work: Work, *, source: str) -> Stats:
     return build(source, work.out)
 
 
-@stage("warmup", version=1, gpu=True)
+@stage("warmup", version=2, gpu=True)
 def _warmup(work: Work, **options: Any) -> Stats:
     from longloom.tasks.training.warmup import build
 
     return build(work.inputs["model"], work.inputs["instructions"], work.out, progress=work.progress, **options)
 
 
-@stage("finetune", kind="model", version=1, resumable=True, gpu=True)
+@stage("finetune", kind="model", version=2, resumable=True, gpu=True)
 def _finetune(work: Work, **options: Any) -> Stats:
     from longloom.tasks.training.finetune import build
 
@@ -67,7 +67,7 @@ def _split(work: Work, **options: Any) -> Stats:
     return build(work.inputs["instructions"], work.out, **options)
 
 
-@stage("heldout", version=1, gpu=True)
+@stage("heldout", version=2, gpu=True)
 def _heldout(work: Work, *, max_length: int) -> Stats:
     from longloom.tasks.training.heldout import build
 
@@ -125,7 +125,7 @@ def _synthesis(work: Work, **options: Any) -> Stats:
     )
 
 
-@stage("tune", kind="model", version=1, resumable=True, gpu=True)
+@stage("tune", kind="model", version=2, resumable=True, gpu=True)
 def _tune(work: Work, **options: Any) -> Stats:
     from longloom.tasks.training.stages import build
 

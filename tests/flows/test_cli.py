@@ -164,6 +164,7 @@ def test_options_become_parameters() -> None:
         ("coreset --share 2", "share: Input should be less than or equal to 1, found '2'"),
         ("coreset --share nan", "share: "),
         ("coreset --count 0", "count: Input should be greater than or equal to 1, found '0'"),
+        ("finetune --model.seed 7", "model.seed: found 7, expected it left out: nothing trains model base on a corpus"),
         ("finetune --on some", "--on some: unknown, expected all, coreset or run:ID:coreset/METHOD"),
         ("coreset --methods tagcos less", "selection method 'less' needs validation examples (targets), found none"),
         ("coreset --targets a.jsonl", "targets: found a.jsonl, expected none for tagcos, random, which do not look"),

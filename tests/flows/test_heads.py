@@ -107,7 +107,7 @@ def test_bad_input_is_one_line(run: Run, inputs: Path, tmp_path: Path) -> None:
             f"head scores {tmp_path / 'nan.tsv'}: KV head 0 of layer 0 has nan, expected finite scores",
         ),
         (("--scores", str(tmp_path / "no"), "--layout", "kvzip"), f"{tmp_path / 'no'}: no such file or folder"),
-        (("--model", "scratch"), "model scratch: needs a corpus"),
+        (("--model", "scratch"), "model scratch: there is no corpus to train it on here"),
     ]:
         done = run("heads", *(() if "--model" in arguments else ("--model", str(inputs / "model"))), *arguments)
         assert (done.code, done.out) == (2, ""), arguments

@@ -116,6 +116,16 @@ def test_what_does_not_go_together(given: dict[str, Any], message: str) -> None:
         EvaluateParams.model_validate(given)
 
 
+@pytest.mark.parametrize("suite", ["needle", "ruler"])
+def test_truncation_of_prompts_that_are_never_cut_is_refused_before_any_work(suite: str, tmp_path: Path) -> None:
+    asked = EvaluateParams(suite=suite, truncation=True, max_length=99)
+    with pytest.raises(
+        ValueError, match=f"^truncation with suite '{suite}', whose prompts are never cut; expected none$"
+    ):
+        evaluate.fn(ModelParams(source=str(tmp_path / "nowhere")), asked, str(tmp_path / "store"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_pipelines_own_part_is_checked_too() -> None:
     with pytest.raises(ValidationError, match=r"long.policies.*\n.*expected NAME=NUMBER"):
         PipelineParams.model_validate({"long": {"policies": ["streaming:sink"]}})

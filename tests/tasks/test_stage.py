@@ -384,4 +384,5 @@ def test_stages_that_use_a_gpu_say_so() -> None:
     lines = [line for path in root.glob("*/task.py") for line in path.read_text().splitlines() if "@stage(" in line]
     names = {line.split('"')[1] for line in lines if "gpu=True" in line}
     assert {"pretrain", "finetune", "extend", "tune", "reward-model", "evaluation", "heads", "features"} <= names
+    assert {"preference-evaluation", "best-of", "reward-scores", "trace-pairs", "trace-novelty"} <= names
     assert not names & {"corpus", "index", "tokenizer", "instructions", "coreset", "report", "judge"}

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from longloom.tasks.coreset.features import build
 from longloom.tasks.coreset.projection import Projection
 from longloom.tasks.coreset.store import open_features
 from longloom.tasks.progress import Progress
-from longloom.tasks.training.sft import encode, load_messages
+from longloom.tasks.training.sft import encode, load_examples
 
 DIMENSION, SEED, MAX_LENGTH = 48, 3, 40
 
@@ -95,7 +96,7 @@ def by_hand(toy, conversation: list[dict[str, str]], *, adam: bool = True) -> tu
 @pytest.mark.parametrize("example", [0, 2, 8, 9])
 def test_rows_equal_the_hand_made_ones(toy, built: Path, example: int) -> None:
     """A plain example, another, one with two answers, and one that loses its beginning to max_length."""
-    row, losses = by_hand(toy, load_messages(toy.instructions)[example])
+    row, losses = by_hand(toy, load_examples(toy.instructions)[example][1])
     stored = open_features(built)
     np.testing.assert_allclose(stored.rows(example, example + 1)[0], row, atol=3e-4)
     np.testing.assert_allclose(stored.losses()[example], losses, rtol=1e-5)
@@ -103,7 +104,7 @@ def test_rows_equal_the_hand_made_ones(toy, built: Path, example: int) -> None:
 
 def test_without_adam_they_are_the_plain_gradients(toy, tmp_path: Path) -> None:
     run(toy, tmp_path, adam=False)
-    row, _ = by_hand(toy, load_messages(toy.instructions)[2], adam=False)
+    row, _ = by_hand(toy, load_examples(toy.instructions)[2][1], adam=False)
     np.testing.assert_allclose(open_features(tmp_path).rows(2, 3)[0], row, atol=3e-4)
     assert json.loads((tmp_path / "features.json").read_text())["adam"] is None
 
@@ -374,6 +375,17 @@ def test_a_gradient_that_is_not_finite_names_the_example(toy, tmp_path: Path, mo
     monkeypatch.setattr(PerExample, "__call__", broken)
     with pytest.raises(ValueError, match="checkpoint-00001: the gradient of example 9 is not finite"):
         run(toy, tmp_path)
+
+
+def test_an_example_that_the_chat_template_refuses_is_named(toy, tmp_path: Path) -> None:
+    shutil.copytree(toy.model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(toy.model)
+    tokenizer.chat_template = (
+        "{% if messages[0].content == 'one' %}{{ raise_exception('not one') }}{% endif %}" + tokenizer.chat_template
+    )
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"^example 'e8': the tokenizer's chat template refuses the conversation: not"):
+        run(replace(toy, model=tmp_path / "model"), tmp_path / "out")
 
 
 def test_a_zero_gradient_is_not_replaced_by_the_moments(toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from longloom.tasks.preference.encoding import Asked
 from longloom.tasks.preference.evaluation import build
 from longloom.tasks.preference.rows import Row, read_rows
 from longloom.tasks.preference.scoring import Memory
+from longloom.tasks.report.credits import prompt_credits
 
 from .judged import LONG, NEGATIONS, SHORT, Score, comparisons, deaf, listens, reversals
 
@@ -96,6 +97,23 @@ def test_scores_are_kept(tmp_path: Path) -> None:
         "negated": LONG,
     }
     assert [(row["chosen"], row["rejected"]) for row in first if row["condition"] == "ctx"] == [(-2.0, -16.0)]
+
+
+def test_credits_by_prompt_average_to_the_accuracy(tmp_path: Path) -> None:
+    def found(name: str, *rejected: str) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+        folder = tmp_path / name
+        folder.mkdir()
+        pairs = [{"chosen": "yes" * number, "rejected": no} for number, no in enumerate(rejected, start=1)]
+        records = [{"id": f"{n}", "prompt": f"p{min(n, 2)}", "context": SHORT, **pair} for n, pair in enumerate(pairs)]
+        told = numbers(folder, Score(listens), comparisons(folder, records))
+        return told, prompt_credits(folder / "out" / "scores.parquet")
+
+    told, credits = found("one", "nope", "yes", "nope", "nope, no" * 5, "nope")
+    assert {name: np.mean(list(own.values())) for name, own in credits.items()} == pytest.approx(values(told))
+    assert [len(own) for own in credits.values()] == [3] * 4
+    assert list(credits["ctx"].values()) == pytest.approx([0.6, 0.0, 0.6])  # all of one, none of one, one of three
+    _, others = found("two", "nope", "yes", "nope", "nope, no" * 5, "nah")  # other responses
+    assert [name in others["ctx"] for name in credits["ctx"]] == [True, True, False]
 
 
 def test_ties_and_missing_contexts_are_counted(tmp_path: Path) -> None:

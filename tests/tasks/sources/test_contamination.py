@@ -69,6 +69,41 @@ def test_a_planted_record_is_flagged_and_a_clean_one_is_not(make_index: MakeInde
     assert stats.values["measures"] == (list(NAMES) if kind == "bytes" else ["13-gram", "8-gram"])
 
 
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_chinese_and_japanese_have_a_word_a_character(make_index: MakeIndex, tmp_path: Path, kind: str) -> None:
+    planted = ["织机上的经纱与纬纱彼此交错成布", "たて糸とよこ糸が交わり布になる"]
+    clean = ["这句话在语料库里从来没有出现过", "この文章はどこにも書かれていない"]
+    records = [{"text": text} for text in (*planted, *clean)]
+    stats, folder = looked_up(make_index([f"前文：{text}。后文" for text in planted], kind), tmp_path / "out", records)
+    rows = rows_of(folder)
+    assert [row["contaminated"] for row in rows] == [True, True, False, False]
+    assert [row["8-gram_windows"] for row in rows] == [len(record["text"]) - 7 for record in records]
+    assert [row["8-gram_share"] for row in rows] == [1, 1, 0, 0]
+    assert rows[0]["match"] == planted[0][:8]
+    assert stats.counts["too_short"] == 0
+
+
+def test_words_of_several_scripts() -> None:
+    text = "用 Python3写，ok です"
+    words = Measure("m", 1, "words", 0, 0).windows(text)
+    assert [text[begin:end] for begin, end in words] == ["用", "Python3", "写", "，ok", "で", "す"]
+
+
+def test_a_token_that_reaches_beyond_a_window_counts_whole() -> None:
+    """Tokens of two characters: a window that begins within one stands there only if that token does."""
+
+    class Pairs(ByteEncoder):
+        def locate(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+            places = [(place, min(place + 2, len(text))) for place in range(0, len(text), 2)]
+            return [sum(map(ord, text[slice(*place)])) for place in places], places
+
+    encoder, three = Pairs(), Measure("m", 3, "words", 0, 0)
+    index: Any = BruteIndex([encoder.locate("一二三四五六")[0]])
+    corpus = Corpus(index, encoder)
+    assert overlap(corpus, three, ["一二三四五六"])[:2] == (4, 4)
+    assert overlap(corpus, three, ["七二三四五八"])[:2] == (4, 0)  # of every window a whole token stands there
+
+
 @settings(deadline=None, max_examples=100)
 @given(
     documents=st.lists(st.text(alphabet="ab \n", max_size=20), min_size=1, max_size=3),

@@ -82,6 +82,15 @@ def test_the_documents_that_hold_most_come_first_and_the_others_are_counted(
     assert "1 further document" in (tmp_path / "out" / "index.html").read_text()
 
 
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_a_quotation_between_chinese_characters_is_found(make_index: MakeIndex, tmp_path: Path, kind: str) -> None:
+    quote = "经纱与纬纱彼此交错"
+    index = make_index([*DOCUMENTS, f"甲{quote}乙"], kind)
+    [one] = explained(index, tmp_path / "out", text=f"丙{quote}丁", share=1.0)
+    assert [(span["text"], span["occurrences"]) for span in one["spans"]] == [(quote, 1)]
+    assert one["spans"][0]["matches"][0]["before"].endswith("甲")
+
+
 def test_spans_are_the_same_on_tokens_whose_first_word_lacks_its_space(make_index: MakeIndex) -> None:
     corpus = open_corpus(make_index(DOCUMENTS, "bpe"))
     located = locate(corpus.encoder, ANSWER)

@@ -47,6 +47,11 @@ def test_a_score_is_the_mean_over_all_ngrams(make_index: MakeIndex) -> None:
     assert score(open_corpus(make_index(DOCUMENTS, "bytes")), "too short", 3) == (0, 0, None, None)
 
 
+def test_a_chinese_prompt_has_ngrams_of_characters(make_index: MakeIndex) -> None:
+    corpus = open_corpus(make_index(["请回答问题。", "请回答这个问题"], "bytes"))
+    assert score(corpus, "请回答问题", 3) == (3, 0, 4 / 3, 4 / 3)  # 请回答 in both documents, the others in one
+
+
 def test_candidates_are_ranked_from_frequent_to_rare(make_index: MakeIndex, tmp_path: Path) -> None:
     path = tmp_path / "candidates.txt"
     path.write_text("solve the puzzle\n\nunheard of words\nanswer the question\nno\nsolve the puzzle\n")

@@ -62,7 +62,7 @@ def test_a_span_longer_than_the_window_is_found_whole() -> None:
 
 def words_standing(text: str, documents: list[str]) -> list[Range]:
     """The maximal spans of whole words, by every pair of characters."""
-    inner = [place for place in range(1, len(text)) if not re.match(r"\w\w", text[place - 1 : place + 1])]
+    inner = [place for place in range(1, len(text)) if not re.match("[aé]{2}", text[place - 1 : place + 1])]
     edges = [0, *inner, len(text)]
     found = {
         (a, b)
@@ -76,7 +76,7 @@ def words_standing(text: str, documents: list[str]) -> list[Range]:
     return outermost(found)
 
 
-letters = st.text(alphabet="aé .", max_size=9)
+letters = st.text(alphabet="aé .中の", max_size=9)
 
 
 @settings(deadline=None, max_examples=150)
@@ -87,6 +87,14 @@ def test_whole_words_of_bytes_are_the_maximal_ones(documents: list[str], text: s
     located = locate(encoder, text)
     spans = whole_words(located, maximal_spans(index, located.tokens, None))
     assert spans == words_standing(text, documents)
+
+
+def test_tokens_over_a_range_are_those_of_which_a_part_lies_in_it() -> None:
+    located = Located("ab  cdef", [0, 1, 2, 3], [(0, 2), (2, 3), (3, 6), (6, 8)])  # ab, blank, " cd", ef
+    assert located.tokens_over(4, 6) == located.tokens_within(4, 6) == (2, 3)
+    assert located.tokens_over(1, 5) == (0, 3)
+    assert located.tokens_over(7, 8) == (3, 4)
+    assert located.tokens_over(3, 4) == (2, 2)  # the space of " cd"
 
 
 def test_tokens_within_forgets_the_space_before_a_word() -> None:

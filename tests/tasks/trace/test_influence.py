@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,6 +83,20 @@ def test_products(
         before = tokenizer(texts[row["document"]].removesuffix(" sly animal"))["input_ids"]
         assert row["product"] == pytest.approx(float(target @ by_hand(network, ids, len(before))), rel=1e-3)
     assert rows[3]["product"] != pytest.approx(rows[0]["product"], rel=1e-3)
+
+
+def test_a_passage_is_what_the_corpus_holds_though_decoders_drop_a_leading_space() -> None:
+    """As those of SentencePiece's tokenizers do."""
+
+    class Stripping(Brute):
+        def decode(self, tokens: Sequence[int]) -> str:
+            return super().decode(tokens).removeprefix(" ")
+
+    index: Any = Stripping(["The red fox is a sly animal. Really.", " sly animal"])
+    gram = tuple(b" sly animal")
+    for ordinal, text in ((0, "The red fox is a sly animal"), (1, "sly animal")):
+        found, begin = influence._passage(index, index.document(ordinal).tokens, gram)
+        assert (found, found[begin:]) == (text, "sly animal")
 
 
 def test_draws_are_bounded(model_folder: Path, brute: Brute, make_records: Callable[..., Path], tmp_path: Path) -> None:

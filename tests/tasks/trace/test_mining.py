@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import product
+import unicodedata
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -35,6 +36,28 @@ def test_ngrams_stand_as_the_text_has_them() -> None:
     assert [gram.text for gram in ngrams("日本語 ok", 2)] == ["日本", "本語", "語 ok"]
     assert ngrams("one two", 3) == []
     assert ngrams(".,!", 1) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["हिन्दी", "में", "शब्द"],  # vowel signs, and a virama
+        [unicodedata.normalize("NFD", word) for word in ("Köper", "naïve", "được")],
+        ["می\u200cروم", "ക്\u200dഷ", "a\u200d\u0301b"],  # joiners
+        ["மொழி", "ক্ষমা", "שָׁלוֹם", "ok"],
+    ],
+)
+def test_marks_belong_to_the_words_that_they_stand_in(words: list[str]) -> None:
+    assert [gram.text for gram in ngrams(" ".join(words), 1)] == words
+    assert [gram.text for gram in ngrams(", ".join(words), 2)] == [", ".join(pair) for pair in pairwise(words)]
+    assert [gram.text for gram in ngrams("\u0301 \u200d, か\u3099く", 1)] == ["か\u3099", "く"]  # none of its own
+
+
+def test_every_mark_is_one_and_a_korean_word_is_a_run() -> None:
+    marks = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code))[0] == "M"]
+    assert len(marks) > 2000
+    assert [gram.text for gram in ngrams(" ".join(f"a{mark}b" for mark in marks), 1)] == [f"a{mark}b" for mark in marks]
+    assert [gram.text for gram in ngrams("한국어 단어", 1)] == ["한국어", "단어"]
 
 
 @given(x=WORDS, y=WORDS, n=st.integers(1, 3), gamma=st.sampled_from([-1.0, 0.0, 0.3, 0.8]), all_of_them=st.booleans())

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from longloom.storage.parquet import read_table
 from longloom.storage.stats import Stats
 from longloom.tasks.ngrams.query import Index
-from longloom.tasks.trace import lookups
+from longloom.tasks.trace import lookups, pairs
 from longloom.tasks.trace.lookups import Corpus, infinity_grams, tokens_of
+from longloom.tasks.trace.mining import Gram, Mined, mine, ngrams
 from longloom.tasks.trace.pairs import build
 
 from .conftest import Brute, letters
@@ -134,6 +136,45 @@ def test_lookups_take_the_tokens_of_running_text(token_index: Index) -> None:
         assert token_index.decode(tokens) == surface
     assert token_index.count(tokens_of(token_index, " red fox") or ()) == 4
     assert token_index.count(tokens_of(token_index, "red fox") or ()) == 0
+
+
+def test_vectors_are_held_of_a_few_records_only(
+    make_records: Callable[..., Path], brute: Brute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = make_records([*ROWS, ("only", "an output of words"), *ROWS])
+    expected = run(records, brute, tmp_path / "at-once")
+    sizes: list[int] = []
+
+    def spy(xs: Sequence[Gram], ys: Sequence[Gram], vectors: Mapping[str, np.ndarray], **options: Any) -> list[Mined]:
+        sizes.append(len(vectors))
+        return mine(xs, ys, vectors, **options)
+
+    monkeypatch.setattr(pairs, "mine", spy)
+    largest = max(len({gram.text for side in row for gram in ngrams(side, 2)}) for row in ROWS)
+    for batch, held in ((1, 0), (1, 100), (3, 4), (9, 2)):
+        monkeypatch.setattr(pairs, "_BATCH", batch)
+        monkeypatch.setattr(pairs, "_HELD", held)
+        assert run(records, brute, tmp_path / f"{batch}-{held}") == expected
+        assert max(sizes) < batch + largest
+        sizes.clear()
+
+
+def test_an_ngram_is_embedded_once_while_it_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "_HELD", 3)
+    asked: list[str] = []
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        asked.extend(texts)
+        return letters(texts)
+
+    vectors = pairs._Vectors(embed)
+    for texts, new in (("abc", "abc"), ("ad", "d"), ("bd", "b"), ("cd", "c"), ("", ""), ("ad", "a"), ("abcd", "b")):
+        found = vectors.of(set(texts))
+        assert "".join(asked) == new, texts
+        assert found.keys() == set(texts)
+        assert all((row == letters([text])).all() for text, row in found.items())
+        assert all(row.base is None for row in found.values())  # or a vector would hold those of its batch
+        asked.clear()
 
 
 def test_bad_input(make_records: Callable[..., Path], brute: Brute, tmp_path: Path) -> None:

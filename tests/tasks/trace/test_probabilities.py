@@ -16,7 +16,7 @@ from longloom.kernels.huggingface.load import load_model
 from longloom.storage.parquet import read_table
 from longloom.tasks.trace import probabilities
 from longloom.tasks.trace.probabilities import score_texts
-from longloom.tasks.trace.scores import build, read_generations, read_tokens
+from longloom.tasks.trace.scores import build, rated, read_generations, read_tokens
 
 from .conftest import DOCUMENTS, WINDOW
 
@@ -78,6 +78,22 @@ def test_a_window_keeps_the_end_and_chunks_change_nothing(loaded: Loaded, monkey
         assert scores.ends[-1] == len(text)
         assert scores.logs[1:] == pytest.approx(plain(loaded, ids[-WINDOW:]), abs=1e-4)
         assert scores.log_probability(0, 10) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "output", "f1", "exact"),
+    [
+        *(("The", "A", 0, 0), ("A", "A", 1, 1), (" a\n", "a", 1, 1), ("", "the", 0, 0), ("?", "!", 0, 0)),
+        *(("-5", "5", 0, 0), ("5", "-5", 0, 0), ("\N{MINUS SIGN}5", "-5", 1, 1), ("15", "1.5", 0, 0)),
+        *(("1000", "1,000", 1, 1), ("1,5", "15", 0, 0), ("5.", "5", 1, 1), ("+5", "5", 1, 1), ("15", "1e5", 0, 0)),
+        *(("1.50", "1.5", 1, 1), (".5", "0.5", 1, 1), ("five", "5", 0, 0), ("It is 5", "5", 0, 0), ("", "0", 0, 0)),
+        *(("a Fox!", "the fox", 1, 1), ("red fox", "fox", 2 / 3, 0), ("5 foxes", "5 foxes", 1, 1)),
+    ],
+)
+def test_an_answer_is_rated_as_squad_does_unless_it_would_lose_what_it_says(
+    text: str, output: str, f1: float, exact: float
+) -> None:
+    assert rated(text, output) == {"f1": pytest.approx(f1), "exact": exact}
 
 
 def test_scores_of_a_set(loaded: Loaded, model_folder: Path, make_records: Callable[..., Path], tmp_path: Path) -> None:

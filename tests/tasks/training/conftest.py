@@ -105,6 +105,18 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def refused(pool: Path, tmp_path: Path) -> Path:
+    """The pool with an example, number 12, whose role the model's chat template does not know."""
+    table = pq.read_table(pool / "instructions.parquet")
+    rows = table.to_pylist()
+    rows[12]["messages"][0]["role"] = "critic"
+    folder = tmp_path / "refused"
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), folder / "instructions.parquet")
+    return folder
+
+
+@pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shape `tiny` and both recipes cut down to 12 steps."""
     monkeypatch.setitem(SHAPES, "tiny", TINY)

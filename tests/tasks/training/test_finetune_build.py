@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training import finetune
-from longloom.tasks.training.sft import encode, load_messages
+from longloom.tasks.training.sft import encode, load_examples
 from longloom.tasks.training.watched import CHECKPOINTS
 
 Contents = Callable[[Path], dict[str, bytes]]
@@ -73,7 +73,7 @@ def test_artifact(
 
     rows = pq.read_table(tmp_path / "a" / "training.parquet").to_pylist()
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    lengths = [len(encode(tokenizer, messages, max_length=64)[0]) for messages in load_messages(pool)]
+    lengths = [len(encode(tokenizer, messages, max_length=64)[0]) for _, messages in load_examples(pool)]
     assert max(lengths) == 64
     assert rows[-1]["tokens"] == 2 * (sum(lengths) - lengths[3])  # number 3 has no answer
     assert [row["learning_rate"] for row in rows] == pytest.approx([1e-2 * (1 - i / 14) for i in range(14)])
@@ -165,3 +165,8 @@ def test_bad_parameters(model_folder: Path, pool: Path, tmp_path: Path) -> None:
         build(model_folder, pool, tmp_path, max_length=1)
     with pytest.raises(ValueError, match=r"training: the loss is nan at step \d+; .*lower the learning rate$"):
         build(model_folder, pool, tmp_path, tuning="full", learning_rate=1e30)
+
+
+def test_an_example_that_the_chat_template_refuses_is_named(model_folder: Path, refused: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^example '12': the tokenizer's chat template refuses the conversation"):
+        build(model_folder, refused, tmp_path / "out")

@@ -13,7 +13,7 @@ import torch
 from longloom.kernels.huggingface.load import load_model
 from longloom.tasks.training import heldout
 from longloom.tasks.training.mix import IGNORE
-from longloom.tasks.training.sft import encode, load_messages
+from longloom.tasks.training.sft import encode, load_examples
 
 
 def plain_loss(network: torch.nn.Module, ids: list[int], labels: list[int]) -> float:
@@ -35,7 +35,7 @@ def test_losses_equal_the_plain_loop_and_are_told_in_the_pools_order(
     table = pq.read_table(tmp_path / "heldout.parquet")
     assert table.schema.equals(heldout.SCHEMA)
     network, tokenizer = load_model(model_folder, dtype="float32")
-    encoded = [encode(tokenizer, messages, max_length=48) for messages in load_messages(pool)]
+    encoded = [encode(tokenizer, messages, max_length=48) for _, messages in load_examples(pool)]
     kept = [i for i, (_, labels) in enumerate(encoded) if any(label != IGNORE for label in labels[1:])]
     assert table["id"].to_pylist() == [str(i) for i in kept]
     assert "3" not in table["id"].to_pylist()  # has no answer
@@ -51,7 +51,7 @@ def test_losses_equal_the_plain_loop_and_are_told_in_the_pools_order(
 @pytest.mark.parametrize("batch_tokens", [1, 60, 300, 10_000])
 def test_losses_do_not_depend_on_batches_and_padding(model_folder: Path, pool: Path, batch_tokens: int) -> None:
     network, tokenizer = load_model(model_folder, dtype="float32")
-    examples = [encode(tokenizer, messages, max_length=48) for messages in load_messages(pool)]
+    examples = [encode(tokenizer, messages, max_length=48) for _, messages in load_examples(pool)]
     examples = [(ids, labels) for ids, labels in examples if any(label != IGNORE for label in labels[1:])]
     found = heldout.losses(network, examples, pad_id=tokenizer.pad_token_id, batch_tokens=batch_tokens)
     single = [plain_loss(network, *example) for example in examples]
@@ -62,7 +62,7 @@ def test_losses_do_not_depend_on_batches_and_padding(model_folder: Path, pool: P
 
 def test_a_model_without_narrow_logits_gives_the_same(model_folder: Path, pool: Path) -> None:
     network, tokenizer = load_model(model_folder, dtype="float32")
-    examples = [encode(tokenizer, messages, max_length=48) for messages in load_messages(pool)[10:]]
+    examples = [encode(tokenizer, messages, max_length=48) for _, messages in load_examples(pool)[10:]]
     expected = heldout.losses(network, examples, pad_id=3)
     whole = network.forward
 
@@ -112,3 +112,8 @@ def test_nothing_to_predict_and_a_broken_model_are_said(model_folder: Path, pool
     with pytest.raises(ValueError, match="not finite on example '0'"):
         heldout.build(tmp_path / "broken", pool, tmp_path, max_length=48)
     assert not (tmp_path / "heldout.parquet").exists()
+
+
+def test_an_example_that_the_chat_template_refuses_is_named(model_folder: Path, refused: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^example '12': the tokenizer's chat template refuses the conversation"):
+        heldout.build(model_folder, refused, tmp_path, max_length=48)

@@ -9,10 +9,21 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from longloom.evals.protocol import Request, prepare
 from longloom.tasks.training.mix import IGNORE
-from longloom.tasks.training.sft import PLAIN_TEMPLATE, encode, encode_all, epoch_batches, load_messages, pad
+from longloom.tasks.training.sft import (
+    PLAIN_TEMPLATE,
+    encode,
+    encode_all,
+    epoch_batches,
+    load_examples,
+    opening,
+    pad,
+    render,
+)
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -74,6 +85,31 @@ def test_labels_are_the_answers(tokenizers: dict[str, PreTrainedTokenizerBase], 
     assert ids[:start] == prompt  # what the model will meet
 
 
+@pytest.mark.parametrize("added", ["<|end|>", "<|user|> <|end|>", ""])
+def test_without_a_template_an_example_begins_as_a_text_does_at_inference(tokenizer_folder: Path, added: str) -> None:
+    """What the tokenizer adds before a text, its bos token or more, is met in training too, and has no label."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    names = [*added.split(), "<|pad|>"]  # the last one is put behind a text, where no example goes on
+    special = [(name, tokenizer.convert_tokens_to_ids(name)) for name in names]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{added} $A <|pad|>".strip(), special_tokens=special
+    )
+    begun = [token for _, token in special[:-1]]
+    assert opening(tokenizer) == begun
+    messages = talk("ua", "weave 1?", "warp")
+    plain = AutoTokenizer.from_pretrained(tokenizer_folder)
+    assert encode(tokenizer, messages, max_length=100) == encode(plain, messages, max_length=100)  # with a template
+    tokenizer.chat_template = None
+    ids, labels = encode(tokenizer, messages, max_length=100)
+    prompt = render(tokenizer, messages[:1], prompt=True)
+    asked = prepare(Request(prompt), tokenizer, room=None, limit=None).ids[:-1]
+    assert ids[: len(asked)] == asked
+    assert labels[: len(asked)] == [IGNORE] * len(asked)
+    assert labelled(tokenizer, ids, labels) == [" warp<|end|>"]
+    for length in (3, len(ids) - 1, len(ids)):
+        assert encode(tokenizer, messages, max_length=length) == (ids[-length:], labels[-length:])
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), min_size=2, max_size=4))
 def test_any_text_keeps_its_labels(tokenizers: dict[str, PreTrainedTokenizerBase], data: list[str]) -> None:
@@ -95,6 +131,15 @@ def test_a_template_that_rewrites_is_refused(tokenizer_folder: Path) -> None:
         encode(tokenizer, talk("uaua", "a"), max_length=100)
 
 
+def test_a_template_that_refuses_a_conversation_is_told_with_the_example(tokenizer_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    examples = [("one", talk("ua", "a")), ("two", [{"role": "critic", "content": "b"}, *talk("ua", "a")])]
+    with pytest.raises(
+        ValueError, match=r"^example 'two': the tokenizer's chat template refuses the conversation: unknown role critic"
+    ):
+        encode_all(tokenizer, examples, max_length=100)
+
+
 def test_the_tail_is_kept(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
     messages = talk("ua", "weave " * 9, "warp weft")
     ids, labels = encode(tokenizers["demo"], messages, max_length=10_000)
@@ -104,20 +149,20 @@ def test_the_tail_is_kept(tokenizers: dict[str, PreTrainedTokenizerBase]) -> Non
 
 def test_examples_without_labels_are_counted(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
     conversations = [talk("ua", "q", "a"), talk("u", "q"), talk("uau", "q", "a", "and again " * 30)]
-    kept, without = encode_all(tokenizers["demo"], conversations, max_length=20)
+    kept, without = encode_all(tokenizers["demo"], list(zip("abc", conversations, strict=True)), max_length=20)
     assert without == 2  # the last one's answer is cut off
     assert kept == [encode(tokenizers["demo"], conversations[0], max_length=20)]
 
 
 def test_a_label_that_nothing_precedes_is_none(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
-    assert encode_all(tokenizers["demo"], [talk("ua", "q", "a")], max_length=1) == ([], 1)  # only the end token is left
+    assert encode_all(tokenizers["demo"], [("a", talk("ua", "q", "a"))], max_length=1) == ([], 1)  # the end token
 
 
-def test_messages_in_the_order_asked_for(pool: Path) -> None:
-    every = load_messages(pool)
-    assert len(every) == 26
-    assert load_messages(pool, [5, 0, 9]) == [every[5], every[0], every[9]]
-    assert [turn["role"] for turn in every[9]] == ["user", "assistant"] * 2
+def test_examples_in_the_order_asked_for(pool: Path) -> None:
+    every = load_examples(pool)
+    assert [name for name, _ in every] == [str(number) for number in range(26)]
+    assert load_examples(pool, [5, 0, 9]) == [every[5], every[0], every[9]]
+    assert [turn["role"] for turn in every[9][1]] == ["user", "assistant"] * 2
 
 
 def test_padding() -> None:

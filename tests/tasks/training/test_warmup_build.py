@@ -19,7 +19,7 @@ from longloom.storage.stats import Stats
 from longloom.tasks.training import warmup
 from longloom.tasks.training.finetune import with_lora
 from longloom.tasks.training.loop import linear
-from longloom.tasks.training.sft import encode_all, epoch_batches, load_messages, pad
+from longloom.tasks.training.sft import encode_all, epoch_batches, load_examples, pad
 
 OPTIONS: dict[str, Any] = {
     "share": 1.0,
@@ -43,7 +43,7 @@ def build(model: Path, pool: Path, out: Path, **changes: Any) -> Stats:
 def by_hand(model_folder: Path, pool: Path, at: list[int]) -> list[dict[str, torch.Tensor]]:
     """Adam's moments and the weights at the steps `at`; Kingma and Ba, algorithm 1, on gradients clipped to norm 1."""
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    examples, _ = encode_all(tokenizer, load_messages(pool), max_length=64)
+    examples, _ = encode_all(tokenizer, load_examples(pool), max_length=64)
     batches = epoch_batches([len(ids) for ids, _ in examples], batch=4, epochs=2, seed=0)
     torch.manual_seed(0)
     model = with_lora(LlamaForCausalLM.from_pretrained(model_folder), rank=4, alpha=8, dropout=0.0)
@@ -139,3 +139,8 @@ def test_more_checkpoints_than_steps(model_folder: Path, pool: Path, tmp_path: P
 def test_no_label(model_folder: Path, pool: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="instructions: none of 26 sampled examples has an answer within 1 tokens"):
         build(model_folder, pool, tmp_path, max_length=1)
+
+
+def test_an_example_that_the_chat_template_refuses_is_named(model_folder: Path, refused: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^example '12': the tokenizer's chat template refuses the conversation"):
+        build(model_folder, refused, tmp_path / "out")
