@@ -32,6 +32,7 @@ FAULTS: dict[str, Callable[[Path], Row]] = {
     "bit": storage.bit_flipped,
     "thousands": storage.thousands,
     "fifty": servers.fifty_runs,
+    "postgres": servers.fifty_on_postgres,
     "shards": servers.five_hundred_shards,
 }
 

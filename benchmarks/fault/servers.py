@@ -13,11 +13,11 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fault.commands import SECONDS, Row, environment, wait
+from fault.commands import ROOT, SECONDS, Row, environment, wait
 from longloom.storage.runs import list_runs
 from longloom.storage.store import Store
 
@@ -90,26 +90,39 @@ assert digests[:25] == digests[25:]
 """
 
 
+FIFTY_DONE = "50 threads of one process, each of 25 indexes asked for twice, one server"
+FIFTY_FOUND = "50 Completed in the UI and `completed` in the store; 25 indexes, each built once"
+
+
 def fifty_runs(folder: Path) -> Row:
     """50 flow runs of 25 indexes, all at once in one process, against one server on SQLite."""
+    with prefect_server(folder) as address:
+        _fifty(folder, environment(PREFECT_API_URL=f"{address}/api"), lambda: ask(address, "flow_runs"))
+    return Row("50 flow runs at once, on SQLite", FIFTY_DONE, FIFTY_FOUND)
+
+
+def fifty_on_postgres(folder: Path) -> Row:
+    """The same against the server of infra/compose.yaml: PostgreSQL and Redis, services apart."""
+    sys.path.append(str(ROOT))
+    from tests.infra.stack import running
+
+    with running(folder) as stack:
+        _fifty(folder, stack.client_environment(), lambda: stack.ask("flow_runs/filter", {"limit": 200}))
+    return Row("50 flow runs at once, on PostgreSQL", FIFTY_DONE, FIFTY_FOUND)
+
+
+def _fifty(folder: Path, variables: dict[str, str], flow_runs: Callable[[], list[dict[str, Any]]]) -> None:
     for number in range(25):
         (folder / f"corpus-{number}.txt").write_text(f"corpus number {number}\n" * 50)
-    with prefect_server(folder) as address:
-        own = environment(PREFECT_API_URL=f"{address}/api", LONGLOOM_QUIET="1", PREFECT_LOGGING_LEVEL="CRITICAL")
-        done = subprocess.run(
-            [sys.executable, "-c", FIFTY, str(folder)], env=own, capture_output=True, text=True, timeout=SECONDS * 2
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        states = [run["state_type"] for run in ask(address, "flow_runs")]
+    quiet = {"LONGLOOM_QUIET": "1", "PREFECT_LOGGING_LEVEL": "CRITICAL"}
+    command = [sys.executable, "-c", FIFTY, str(folder)]
+    done = subprocess.run(command, env=variables | quiet, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr[-2000:]
+    states = Counter(run["state_type"] for run in flow_runs())
+    assert states == {"COMPLETED": 50}, states
     store = Store(folder / "store")
-    assert Counter(states) == {"COMPLETED": 50}, Counter(states)
     assert [run.state for run in list_runs(store)] == ["completed"] * 50
     assert len(list(store.root.glob("artifacts/index/*"))) == 25
-    return Row(
-        "50 flow runs at once",
-        "50 threads, each of 25 indexes asked for twice, one server on SQLite",
-        "50 Completed in the UI and `completed` in the store; 25 indexes, each built once",
-    )
 
 
 SHARDS = """
