@@ -81,7 +81,7 @@ def one_seed(root: str, seed: int, samples: int, records: int) -> dict[str, Any]
     from longloom.kernels.kvcache.heads import HeadProfile
     from longloom.storage.store import Store
     from longloom.tasks.corpus.task import make_records, read_corpus
-    from longloom.tasks.longcontext.task import heads
+    from longloom.tasks.longcontext.heads_task import heads
 
     store = Store(root)
 

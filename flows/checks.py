@@ -14,7 +14,7 @@ from longloom.flows.params_evaluate import EvaluateParams, RetrievalParams
 from longloom.flows.sources import RUN_PREFIX, of_run
 from longloom.storage.store import Store
 from longloom.tasks.coreset.task import check_methods
-from longloom.tasks.longcontext.task import check_tasks
+from longloom.tasks.longcontext.asked import check_tasks
 
 
 def check_sources(sources: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from longloom.flows.sources import RUN_PREFIX, index_of, of_run
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
-from longloom.tasks.longcontext.task import check_names, makes_prompts
+from longloom.tasks.longcontext.asked import check_names, makes_prompts
 from longloom.tasks.sources.task import contamination as contamination_task
 from longloom.tasks.sources.task import is_contamination, is_index
 from longloom.tasks.suite_data import HARNESS

@@ -17,18 +17,10 @@ from longloom.flows.sources import RUN_PREFIX, of_run
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
-from longloom.tasks.longcontext.task import (
-    BestAnswers,
-    KnownPolicy,
-    Passages,
-    ask,
-    check_names,
-    known_policies,
-    makes_prompts,
-    options_of,
-)
+from longloom.tasks.longcontext.asked import KnownPolicy, check_names, known_policies, makes_prompts, options_of
+from longloom.tasks.longcontext.heads_task import heads as heads_task
+from longloom.tasks.longcontext.task import BestAnswers, Passages, ask
 from longloom.tasks.longcontext.task import evaluate as evaluate_task
-from longloom.tasks.longcontext.task import heads as heads_task
 
 
 def check_evaluation(params: EvaluateParams) -> None:

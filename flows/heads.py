@@ -12,7 +12,7 @@ from longloom.flows.params_evaluate import HeadsParams
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
-from longloom.tasks.longcontext.task import heads as heads_task
+from longloom.tasks.longcontext.heads_task import heads as heads_task
 
 
 @flow(name="heads", flow_run_name="heads-{model.source}")

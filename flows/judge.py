@@ -12,8 +12,8 @@ from longloom.flows.sources import RUN_PREFIX, of_run
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
-from longloom.tasks.longcontext.task import check_judged
-from longloom.tasks.longcontext.task import judge as judge_task
+from longloom.tasks.longcontext.asked import check_judged
+from longloom.tasks.longcontext.judge_task import judge as judge_task
 
 
 def check_judge(params: JudgeParams) -> None:

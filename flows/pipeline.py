@@ -26,7 +26,7 @@ from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
 from longloom.tasks.corpus.task import make_records, read_corpus, read_instructions
-from longloom.tasks.longcontext.task import known_policies
+from longloom.tasks.longcontext.asked import known_policies
 from longloom.tasks.ngrams.task import build_index
 from longloom.tasks.report.task import renew_start_page, report
 from longloom.tasks.training.task import finetune

@@ -15,7 +15,8 @@ from longloom.flows.params_evaluate import EndpointParams, EvaluateParams, Retri
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
-from longloom.tasks.longcontext.task import Passages, check_contexts, makes_prompts, options_of
+from longloom.tasks.longcontext.asked import check_contexts, makes_prompts, options_of
+from longloom.tasks.longcontext.task import Passages
 from longloom.tasks.retrieval.task import build_index, check_retrieval, needs_embeddings, rank_passages
 
 

@@ -30,7 +30,7 @@ from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
 from longloom.tasks.corpus.task import make_records, read_corpus, read_instructions
-from longloom.tasks.longcontext.task import known_policies
+from longloom.tasks.longcontext.asked import known_policies
 from longloom.tasks.ngrams.task import build_index
 from longloom.tasks.preference.task import evaluate_preferences, read_comparisons, train_reward_model
 from longloom.tasks.replicate.task import minisequence_memory, shuffle_heads

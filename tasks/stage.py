@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -56,6 +57,11 @@ class Work:
     store: Store
     sibling: Callable[..., AbstractContextManager[Path | None]]
     earlier: Path | None
+
+    def take_up(self, name: str) -> None:
+        """Copies a file of what had not failed, of the artifact that is built again, to go on from."""
+        if self.earlier is not None and not (self.out / name).exists():
+            shutil.copy(self.earlier / name, self.out / name)
 
 
 class Stage(Protocol):

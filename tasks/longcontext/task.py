@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longloom.storage.fingerprint import fingerprint, fingerprint_folder
+from longloom.storage.fingerprint import fingerprint_folder
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.stats import Stats
 from longloom.storage.store import Store
+from longloom.tasks.longcontext.asked import KnownPolicy, Policy
+from longloom.tasks.longcontext.heads_task import profile_digest, profile_file
 from longloom.tasks.stage import Work, stage
 from longloom.tasks.suite_data import HARNESS, suite_data
 
 #: Version of what evaluations of lm-eval's tasks hold beside those of our suites, whose keys it leaves alone.
 _HARNESS_TABLES = "tables-2"
-
-#: A KV policy's name and its options.
-Policy = tuple[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class KnownPolicy:
-    """A KV policy that there is.
-
-    Attributes:
-        name: its name.
-        options: those that differ from their defaults, so that equal settings are equal.
-        text: both, as results have it.
-        profiled: whether it needs the model's head profile.
-    """
-
-    name: str
-    options: Mapping[str, Any]
-    text: str
-    profiled: bool
 
 
 @dataclass(frozen=True)
@@ -91,14 +72,14 @@ def _evaluate(
     from longloom.kernels.kvcache.registry import get_policy
     from longloom.tasks.longcontext.backends import BestOf, Companion, PolicyBackend
 
-    profile = None if heads is None else HeadProfile.read(_profile_file(work.store, heads))
+    profile = None if heads is None else HeadProfile.read(profile_file(work.store, heads))
     companions = []
     with ExitStack() as stack:
         if best_of is None and isinstance(get_policy(policy, **policy_options), SharedPrefillPolicy):
             for name, settings in together:
                 other = get_policy(name, **settings)
                 if isinstance(other, SharedPrefillPolicy):
-                    digest = _profile_digest(work.store, heads) if other.profiled else None
+                    digest = profile_digest(work.store, heads) if other.profiled else None
                     sibling = work.sibling({"heads": digest}, policy=name, policy_options=settings)
                     folder = stack.enter_context(sibling)
                     if folder is not None:
@@ -137,51 +118,6 @@ def _ask(
     return _build(work, backend, batch_size=at_once, **options)
 
 
-@stage("judge", version=1, runtime=("timeout", "retries", "at_once", "per_minute"), resumable=True, retries=True)
-def _judge(
-    work: Work, *, answers: str | None, against: str | None, data: str | None, task: str, **endpoint: Any
-) -> Stats:
-    from longloom.tasks.longcontext.backends import EndpointBackend
-    from longloom.tasks.longcontext.judge import LEDGER, build
-
-    _take_up(work, LEDGER)
-    places = {"answers": answers, "against": against, "data": data}
-    found = {name: work.inputs.get(name) or (Path(place) if place else None) for name, place in places.items()}
-    client = EndpointBackend(**endpoint, api="chat", tokenizer=None).client()
-    assert found["answers"] is not None
-    assert found["against"] is not None
-    return build(
-        found["answers"], found["against"], found["data"], work.out, task=task, client=client, progress=work.progress
-    )
-
-
-@stage("heads", version=2, runtime=("device",), gpu=True)
-def _heads(
-    work: Work,
-    *,
-    probe: Mapping[str, Any] | None,
-    scores: str | None,
-    layout: str | None,
-    device: str | None,
-    dtype: str | None,
-) -> Stats:
-    from longloom.kernels.dispatch import record_choices
-    from longloom.tasks.longcontext.heads import build
-
-    with record_choices() as ran:
-        stats = build(
-            work.inputs["model"],
-            work.out,
-            probe=probe,
-            scores=Path(scores) if scores else None,
-            layout=layout,
-            device=device,
-            dtype=dtype,
-            progress=work.progress,
-        )
-    return replace(stats, values=stats.values | {"kernels": sorted(ran)})
-
-
 def _build(
     work: Work,
     backend: Any,
@@ -196,7 +132,7 @@ def _build(
     """What both have in common: the records' place, the harness's tasks or a suite of ours, the passages."""
     from longloom.tasks.longcontext.backends import LEDGER
 
-    _take_up(work, LEDGER)
+    work.take_up(LEDGER)
     folder = work.inputs.get("data") or (Path(data) if data else None)
     if suite == HARNESS:
         from longloom.tasks.longcontext.harness import build as build_harness
@@ -217,111 +153,6 @@ def _build(
         progress=work.progress,
         **options,
     )
-
-
-def _take_up(work: Work, ledger: str) -> None:
-    """What had not failed in the artifact that is built again."""
-    if work.earlier is not None and not (work.out / ledger).exists():
-        shutil.copy(work.earlier / ledger, work.out / ledger)
-
-
-def _profile_file(store: Store, heads: ArtifactRef | str) -> Path:
-    """The file of a head profile."""
-    place = store.open(heads) if isinstance(heads, ArtifactRef) else Path(heads)
-    if not place.is_dir():
-        return place
-    from longloom.tasks.longcontext.heads import PROFILE
-
-    return place / PROFILE
-
-
-def _profile_digest(store: Store, heads: ArtifactRef | str | None) -> str:
-    """What stands for a head profile in a key."""
-    assert heads is not None, "a policy that needs a head profile runs along, and no profile was handed over"
-    return heads.digest if isinstance(heads, ArtifactRef) else fingerprint(store, [_profile_file(store, heads)])
-
-
-def check_names(suite: str, tasks: Sequence[str]) -> None:
-    """To be called before any work is done.
-
-    Raises:
-        ValueError: an unknown suite, the harness's suite without tasks.
-    """
-    from longloom.evals.registry import check_name as check_suite
-
-    if suite == HARNESS:
-        if not tasks:
-            raise ValueError(f"suite {HARNESS!r} has no tasks of its own, expected some names of the harness's tasks")
-    else:
-        try:
-            check_suite(suite)
-        except ValueError as error:
-            raise ValueError(f"{error}, and {HARNESS}") from None
-
-
-def check_tasks(suite: str, tasks: Sequence[str], data: str | None) -> None:
-    """Whether a suite knows these tasks, as far as can be told before there is a model; to be called before any work.
-
-    Raises:
-        ValueError: an unknown task, with the known ones; data that the suite cannot open.
-    """
-    from longloom.evals.registry import open_suite, suite_class
-    from longloom.evals.suite import Source
-
-    if not tasks or suite == HARNESS or makes_prompts(suite):
-        return
-    if data is None and suite_class(suite).hub is None:  # records that a run makes on its way
-        return
-    opened = open_suite(suite, Source(None if data is None else Path(data)))
-    for task in tasks:
-        opened.metric(task)
-
-
-def known_policies(policies: Sequence[Policy]) -> list[KnownPolicy]:
-    """The KV policies of these names and options, in order.
-
-    Raises:
-        ValueError: an unknown one or option of one, an option out of range, one listed twice.
-    """
-    from longloom.kernels.kvcache.registry import get_policy, policy_settings, policy_text
-
-    found: list[KnownPolicy] = []
-    for name, options in policies:
-        policy = get_policy(name, **options)
-        known = KnownPolicy(name, policy_settings(policy), policy_text(policy), policy.profiled)
-        if known in found:  # in whatever words
-            raise ValueError(f"KV policy {name!r} is listed twice with the same options")
-        found.append(known)
-    return found
-
-
-def options_of(suite: str, offered: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the offered options that a suite has."""
-    from longloom.evals.registry import suite_class
-
-    names = () if suite == HARNESS else suite_class(suite).option_names
-    return {name: offered[name] for name in names if name in offered}
-
-
-def check_judged(task: str) -> None:
-    """Raises ValueError for what is no open-ended task of L-Eval, with those that are."""
-    from longloom.evals.leval.tasks import OPEN
-
-    if task not in OPEN:
-        raise ValueError(f"task {task!r} has no answers to judge; L-Eval's open-ended tasks: {', '.join(OPEN)}")
-
-
-def check_contexts(suite: str) -> None:
-    """Raises ValueError for the suite whose prompts no retriever can look into."""
-    if suite == HARNESS:
-        raise ValueError(f"suite {HARNESS!r} tells no context from its prompts, so nothing can be retrieved")
-
-
-def makes_prompts(suite: str) -> bool:
-    """Whether a suite makes prompts of given lengths, for which it needs the tokenizer of the model under test."""
-    from longloom.evals.registry import suite_class
-
-    return suite != HARNESS and "lengths" in suite_class(suite).option_names
 
 
 def evaluate(
@@ -367,7 +198,7 @@ def evaluate(
         "heads": heads,
     }
     # A digest of its own in place of an input: the others of the run need the profile too, and not in their keys.
-    identity = {"heads": _profile_digest(store, heads)} if policy.profiled else {}
+    identity = {"heads": profile_digest(store, heads)} if policy.profiled else {}
     return _with_data(_evaluate, store, inputs, data, suite, label, passages, contamination, options, identity)
 
 
@@ -390,75 +221,6 @@ def ask(
         place = Path(tokenizer)
         identity["tokenizer"] = fingerprint_folder(store, place) if place.exists() else revision(tokenizer)
     return _with_data(_ask, store, {}, data, suite, label, passages, contamination, options, identity)
-
-
-def judge(
-    store: Store,
-    answers: ArtifactRef | str,
-    against: ArtifactRef | str,
-    data: ArtifactRef | str | None,
-    *,
-    label: str,
-    **options: Any,
-) -> ArtifactRef:
-    """Which of two models answers L-Eval's open-ended questions better, by a judge behind an endpoint.
-
-    Args:
-        store: where it goes.
-        answers, against: an evaluation, or an official prediction file.
-        data: L-Eval's records, which an evaluation's questions come from; None: the hub's.
-        label: for the run's name.
-        options: of the stage.
-    """
-    inputs: dict[str, ArtifactRef] = {}
-    identity: dict[str, str] = {}
-    places: dict[str, str | None] = {}
-    for name, place in (("answers", answers), ("against", against)):
-        places[name] = None
-        if isinstance(place, ArtifactRef):
-            inputs[name] = place
-        else:
-            identity[name], places[name] = fingerprint_folder(store, Path(place)), place
-    if inputs:  # two prediction files hold their questions
-        source = suite_data(store, "leval", data)
-        inputs, identity, places["data"] = inputs | source.inputs, identity | source.identity, source.place
-    else:
-        places["data"] = None
-    return _judge(store, inputs, label=label, identity=identity, **places, **options)
-
-
-def heads(
-    store: Store,
-    model: ArtifactRef,
-    *,
-    label: str,
-    length: int | None,
-    repeats: int,
-    seed: int,
-    scores: str | None,
-    layout: str | None,
-) -> ArtifactRef:
-    """The head profile of a model, by a probe or from published scores.
-
-    Args:
-        store: where it goes.
-        model: to be profiled.
-        label: for the run's name.
-        length, repeats, seed: of the probe, as `tasks.longcontext.heads.probed` takes them.
-        scores, layout: a file and its layout, in place of the probe; None: there is none.
-    """
-    imported = scores is not None
-    return _heads(
-        store,
-        {"model": model},
-        label=label,
-        identity={"scores": fingerprint_folder(store, Path(scores))} if scores is not None else {},
-        probe=None if imported else {"length": length, "repeats": repeats, "seed": seed},
-        scores=scores,
-        layout=layout,
-        device=None,
-        dtype=None,
-    )
 
 
 def _with_data(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -155,8 +154,7 @@ def _client(work: Work, ledger: str, **endpoint: Any) -> Any:
     """The server's client, and in the folder what had not failed in the artifact that is built again."""
     from longloom.tasks.longcontext.backends import EndpointBackend
 
-    if work.earlier is not None and not (work.out / ledger).exists():
-        shutil.copy(work.earlier / ledger, work.out / ledger)
+    work.take_up(ledger)
     return EndpointBackend(**endpoint, api="chat", tokenizer=None).client()
 
 

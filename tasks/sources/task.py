@@ -69,8 +69,7 @@ def _prompts(
         from longloom.tasks.longcontext.backends import EndpointBackend
 
         client = EndpointBackend(url=url, **endpoint, api="chat", tokenizer=None).client()
-    if work.earlier is not None and not (work.out / LEDGER).exists():
-        (work.out / LEDGER).write_bytes((work.earlier / LEDGER).read_bytes())  # what had not failed
+    work.take_up(LEDGER)
     folder = _folder(work, "index", index)
     assert folder is not None
     return build(

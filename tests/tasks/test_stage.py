@@ -381,7 +381,7 @@ def test_a_stage_that_uses_a_gpu_waits_for_its_place_alone(store: Store, monkeyp
 def test_stages_that_use_a_gpu_say_so() -> None:
     """By what they have in common: they train or ask a model."""
     root = Path(__file__).resolve().parents[2] / "tasks"
-    lines = [line for path in root.glob("*/task.py") for line in path.read_text().splitlines() if "@stage(" in line]
+    lines = [line for path in root.glob("*/*task.py") for line in path.read_text().splitlines() if "@stage(" in line]
     names = {line.split('"')[1] for line in lines if "gpu=True" in line}
     assert {"pretrain", "finetune", "extend", "tune", "reward-model", "evaluation", "heads", "features"} <= names
     assert {"preference-evaluation", "best-of", "reward-scores", "trace-pairs", "trace-novelty"} <= names
