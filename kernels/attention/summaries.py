@@ -62,8 +62,8 @@ def topk_votes_by_blocks(
     Args:
         query: [B, Hq, Sq, D], not rotated.
         keys: in order, in pieces [B, Hkv, n, D] that together are [B, Hkv, N, D], not rotated, of the query's dtype;
-            any strides but for the last dimension's. Several pieces may be in host memory: the host then waits for the
-            device to know which keys to bring.
+            any strides but for the last dimension's. They may be in host memory: the host then waits for the device to
+            know which keys to bring, as it does for several pieces.
         table: [B, Hkv, ceil(N / size), 2 D], `summarise` of the keys; strides as the keys'.
         k: how many, at least 1. Of equal scores the later position wins.
         size: keys a block.
@@ -79,9 +79,10 @@ def topk_votes_by_blocks(
     """
     check = Arguments("topk_votes_by_blocks")
     check.tensor("query", query, "B Hq Sq D", FLOATS)
+    near = len(keys) == 1 and isinstance(keys[0], Tensor) and keys[0].device == query.device
     tokens = 0
     for piece in keys:
-        own = check if len(keys) == 1 else Arguments(check.operation, dict(check.sizes))  # on a device of their own
+        own = check if near else Arguments(check.operation, dict(check.sizes))  # of a size and on a device of its own
         own.tensor("keys", piece, "B Hkv n D", query.dtype, strided=True)
         tokens += own.sizes["n"]
     check.require(tokens >= 1, "keys", "at least one", tokens)
@@ -108,7 +109,7 @@ def topk_votes_by_blocks(
         chosen = chosen.sort().values[..., None] * size  # [B, Hkv, m, blocks, 1], of each its first slot
         first = chosen.clamp(max=tokens - width)  # a last, partial block reaches back
         slots = first + inside
-        found = _windows(keys[0], width, first[..., 0]) if len(keys) == 1 else _collected(keys, slots)
+        found = _windows(keys[0], width, first[..., 0]) if near else _collected(keys, slots)
         # With the single row first, for with the keys first this takes nine times as long on a CPU.
         scores = (asked[..., None, :] @ found.flatten(3, 4).to(exact).mT)[..., 0, :]
         # What it reaches back to stands in a block of its own.

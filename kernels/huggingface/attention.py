@@ -121,7 +121,7 @@ def policy_attention(
     ropes = [rope] * len(policies)
     for layer, window in windows.items():
         policies[layer], ropes[layer] = StreamingPolicy(sink=0, window=window), rope_of(model, sliding=True)
-    held = cache or PolicyCache.empty(policies)
+    held = cache or PolicyCache.empty(policies, sliding=windows)
 
     def attend(
         module: Any, query: Tensor, key: Tensor, value: Tensor, start: Tensor | None, *, scaling: float, **_: Any

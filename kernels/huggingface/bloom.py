@@ -22,6 +22,9 @@ from longloom.kernels.huggingface.weights import fingerprint
 from longloom.kernels.kvcache.base import Alibi
 from longloom.kernels.kvcache.razor_alibi import logit_bounds
 
+#: What modules are lent within the block.
+_LENT = ("forward", "set_attn_implementation")
+
 _BOUNDS: WeakKeyDictionary[nn.Module, tuple[str, Tensor]] = WeakKeyDictionary()
 
 
@@ -62,15 +65,17 @@ def dispatching(decoder: nn.Module) -> Iterator[None]:
     if any(layer.slow_but_exact and layer.pretraining_tp > 1 for layer in layers):
         raise ValueError("KV policies do not fit this model of type 'bloom': it uses slow_but_exact=True")
     changed = [*layers, decoder]
+    own = [{name: vars(module)[name] for name in _LENT if name in vars(module)} for module in changed]
     try:
         for layer in layers:
             vars(layer)["forward"] = partial(_forward, layer, decoder.config)
         vars(decoder)["set_attn_implementation"] = partial(setattr, decoder.config, "_attn_implementation")
         yield
     finally:
-        for module in changed:
-            vars(module).pop("forward", None)
-            vars(module).pop("set_attn_implementation", None)
+        for module, before in zip(changed, own, strict=True):
+            for name in _LENT:
+                vars(module).pop(name, None)
+            vars(module).update(before)  # as of accelerate, which wraps the forward of an instance
 
 
 def _forward(

@@ -90,9 +90,12 @@ class PolicyCache(Cache):
         super().__init__(layers=list(self._policy_layers))
 
     @classmethod
-    def empty(cls, policies: Sequence[KVPolicy[Any]]) -> PolicyCache:
-        """Before the first token, with the policies of the layers."""
-        return cls(policy.state_type(layer, layers=len(policies)) for layer, policy in enumerate(policies))
+    def empty(cls, policies: Sequence[KVPolicy[Any]], *, sliding: Iterable[int] = ()) -> PolicyCache:
+        """Before the first token, with the policies of the layers, of which some attend to a sliding window."""
+        slide = tuple(sorted(sliding))
+        return cls(
+            policy.state_type(layer, layers=len(policies), sliding=slide) for layer, policy in enumerate(policies)
+        )
 
     def fork(self) -> PolicyCache:
         """A copy that goes on by itself."""
@@ -114,7 +117,7 @@ class PolicyCache(Cache):
             state = layer.state
             kept.append(policy.keep(state, rope) if isinstance(state, PromptState) else state.fork())
             if last:
-                layer.state = type(state)(state.layer, layers=state.layers)
+                layer.state = type(state)(state.layer, layers=state.layers, sliding=state.sliding)
         return PolicyCache(kept)
 
     def take(self, layer: int, key: Tensor) -> LayerState:

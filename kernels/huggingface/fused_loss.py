@@ -1,7 +1,7 @@
 """A causal language model's loss from its last hidden states, without its logits.
 
 Which models that fits is not looked up in a list of names: on a few tokens the model's own logits and losses must be
-those of softcap(h W^T + bias) and `linear_cross_entropy` (`loss_refusal`).
+those of softcap(h W^T + bias) and `linear_cross_entropy`, and large logits may not change otherwise (`loss_refusal`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longloom.kernels.minisequence.linear_cross_entropy import linear_cross_entropy
+
+#: What models call c of the soft cap c tanh(z / c) on their logits: Gemma 2 and later, RecurrentGemma, xLSTM.
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+#: The largest logit that the model is shown: soft caps of 30 hardly change those of a few random tokens.
+_LARGEST = 100.0
 
 #: Relative errors allowed between the model's logits and losses and ours: of float32 and float64 (transformers computes
 #: the loss in float32), and of shorter types.
@@ -51,8 +57,9 @@ def plain_head(model: PreTrainedModel) -> nn.Linear | None:
 
 def softcap_of(model: PreTrainedModel) -> float | None:
     """Gemma 2's c of c tanh(z / c); None: logits as they are."""
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return None if cap is None else float(cap)
+    config = model.config.get_text_config()
+    caps = [float(cap) for name in _SOFTCAPS if (cap := getattr(config, name, None)) is not None]
+    return caps[0] if caps else None
 
 
 def fused_loss(
@@ -161,9 +168,9 @@ def loss_refusal(model: PreTrainedModel) -> str | None:
     labels = ids.masked_fill(torch.arange(8, device=model.device) == 3, -100)
     tolerance = _EXACT if model.dtype in (torch.float32, torch.float64) else _SHORT
     there = [] if model.device.type == "cpu" else [model.device]
+    kind = "cuda" if model.device.type == "cpu" else model.device.type
     for count in (None, torch.tensor(3.0)):
         extras: dict[str, Any] = {} if count is None else {"num_items_in_batch": count}
-        kind = "cuda" if model.device.type == "cpu" else model.device.type
         try:
             with torch.random.fork_rng(there, device_type=kind), DecoderOutput(model) as decoder:
                 theirs = model(input_ids=ids, labels=labels, use_cache=False, return_dict=True, **extras, **spared)
@@ -176,13 +183,26 @@ def loss_refusal(model: PreTrainedModel) -> str | None:
             return "its logits are not those of a linear layer on the decoder's output"
         if not _alike(ours, theirs.loss, tolerance):
             return f"its loss is {float(theirs.loss):.4g} where the mean cross-entropy gives {float(ours):.4g}"
+    large = torch.linspace(-_LARGEST, _LARGEST, head.out_features)
+    hook = head.register_forward_hook(lambda module, inputs, output: large.to(output).expand_as(output).clone())
+    try:
+        with torch.random.fork_rng(there, device_type=kind):
+            found = model(input_ids=ids, use_cache=False, return_dict=True, **spared).logits
+    finally:
+        hook.remove()
+    if not _alike(_capped(model, large.to(found).expand_as(found)), found, tolerance):
+        return "it changes large logits in a way that is not known"
     return None
 
 
 def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    head, cap = plain_head(model), softcap_of(model)
+    head = plain_head(model)
     assert head is not None
-    logits: Tensor = head(hidden)
+    return _capped(model, head(hidden))
+
+
+def _capped(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    cap = softcap_of(model)
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 

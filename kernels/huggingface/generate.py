@@ -174,15 +174,18 @@ def generate(
     for row, prompt in enumerate(prompts):
         batch[row, longest - len(prompt) :] = torch.tensor(prompt)
         shown[row, longest - len(prompt) :] = True
-    batch = batch[:, known:].to(model.device)
+    batch = batch.to(model.device)
     mask = None if bool(shown.all()) else shown.to(model.device)
     ends = sorted(set(eos_token_ids))
     answers: dict[int, list[Generation]] = {}
     for way, prefill in enumerate(_prefills(policies)):
         began = _now(model)
-        read = None if prefix is None else prefix.caches[way].fork()
+        apart = prefill.policy.apart
+        # Where the text behind the prefix is too short for a call of its own (`_feed`), the whole is read.
+        shared = prefix is not None and not 0 < longest - known - apart <= apart
+        read = prefix.caches[way].fork() if prefix is not None and shared else None
         with policy_attention(model, prefill.policy, cache=read) as cache:
-            logits = _feed(model, cache, batch, mask, apart=prefill.policy.apart)
+            logits = _feed(model, cache, batch[:, known if shared else 0 :], mask, apart=apart)
         spent = _now(model) - began + (0.0 if prefix is None else prefix.seconds[way])
         prompt_bytes = cache.bytes() // len(prompts)
         held: PolicyCache | None = cache
@@ -334,13 +337,19 @@ def _score(logits: Tensor, targets: Tensor) -> tuple[float, bool]:
 def _feed(model: PreTrainedModel, cache: PolicyCache, ids: Tensor, mask: Tensor | None, *, apart: int = 0) -> Tensor:
     """Feed ids [B, S] in chunks, the last `apart` in one of their own; the last token's logits [B, vocabulary].
 
+    A call with at most `apart` tokens is taken for such an end: a last chunk of the text as short as that joins the one
+    before it.
+
     Raises:
         ValueError: chunks of the text would be as short as what comes apart.
     """
     if apart >= CHUNK:
         raise ValueError(f"a prompt's last tokens come apart from chunks of {CHUNK}: expected fewer, found {apart}")
     text, end = ids.split([max(0, ids.shape[1] - apart), min(apart, ids.shape[1])], dim=1)
-    for chunk in (*text.split(CHUNK, dim=1), end):
+    chunks = list(text.split(CHUNK, dim=1))
+    if len(chunks) > 1 and chunks[-1].shape[1] <= apart:
+        chunks[-2:] = [torch.cat(chunks[-2:], dim=1)]
+    for chunk in (*chunks, end):
         if not chunk.shape[1]:
             continue
         seen = cache.get_seq_length() + chunk.shape[1]

@@ -103,11 +103,13 @@ class LayerState:
         layer: the layer's index in the model.
         seen: slots fed so far, padding included; `attend` advances it.
         layers: of the model; 0 where nobody said.
+        sliding: those of them that attend to a sliding window, which the policy leaves alone.
     """
 
     layer: int
     seen: int = 0
     layers: int = 0
+    sliding: tuple[int, ...] = field(default=(), kw_only=True)
 
     def bytes(self) -> int:
         """Memory held: the bytes of every distinct storage behind this state's tensors, spare capacity included."""

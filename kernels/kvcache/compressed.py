@@ -19,6 +19,9 @@ from longloom.kernels.attention.pages import RaggedKV
 from longloom.kernels.kvcache.base import Alibi, LayerState, Rope, SharedPrefillPolicy, positions_of
 from longloom.kernels.kvcache.prompt import PromptPolicy, PromptState
 
+#: Tokens of a later turn that are decoded at once: the kernel's partial results take memory for each of them.
+_STEP = 512
+
 
 @dataclass(eq=False)
 class CompressedState(LayerState):
@@ -72,7 +75,7 @@ class CompressedPolicy(SharedPrefillPolicy[CompressedState]):
         if state.cache is None and (state.prompt is None or length > 1):
             # Called piece by piece, without being told where the prompt ends: it ends before the first single token. A
             # caller that cuts prompts must leave no single token over (transformers' `prefill_chunk_size` may).
-            state.prompt = state.prompt or PromptState(state.layer, layers=state.layers)
+            state.prompt = state.prompt or PromptState(state.layer, layers=state.layers, sliding=state.sliding)
             whole = PromptPolicy(observed=self.observed)
             output = whole.attend(state.prompt, query, key, value, rope, start=start, scaling=scaling)
             state.seen = state.prompt.seen
@@ -86,7 +89,7 @@ class CompressedPolicy(SharedPrefillPolicy[CompressedState]):
         slopes = rope.slopes_on(query.device)
         state.seen += length
         # A cache that folds takes one token at a time, since each may move another into the mean.
-        pieces = 1 if state.cache.limit is not None else length
+        pieces = 1 if state.cache.limit is not None else _STEP
         outputs = []
         for begin in range(0, length, pieces):
             some = slice(begin, begin + pieces)

@@ -198,6 +198,7 @@ class LongCachePolicy(ScopedPolicy):
         if key.shape[2] > 1 or not self.most_reused:
             state.held = None  # a new turn of a conversation ends the reuse
             return super().attend(state, query, key, value, rope, start=start, scaling=scaling)
+        state.reading = self.reads(1)  # not what it was in the call before, which may have been text
         query = query.contiguous()
         self._take_in(state, key, value)
         if state.held is None:

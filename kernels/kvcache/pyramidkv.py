@@ -29,7 +29,7 @@ from longloom.kernels.kvcache.snapkv import SnapKVPolicy
 
 @dataclass(frozen=True)
 class PyramidKVPolicy(SnapKVPolicy):
-    """SnapKV with budgets that fall from layer to layer; `budget` is their mean.
+    """SnapKV with budgets that fall from layer to layer; `budget` is their mean over those without sliding windows.
 
     Attributes:
         beta: how many times less than the mean the last layer keeps beside the window, at least 1 (SnapKV). The
@@ -51,11 +51,14 @@ class PyramidKVPolicy(SnapKVPolicy):
                 f"KV policy 'pyramidkv' needs the number of the model's layers, found {prompt.layers} "
                 f"at layer {prompt.layer}"
             )
-        kept = [self._kept(tokens, prompt.layer, prompt.layers) for tokens in tokens_of(prompt)]
+        # Layers with sliding windows keep no budget, so they are no steps of the pyramid either.
+        rank = prompt.layer - sum(layer < prompt.layer for layer in prompt.sliding)
+        layers = prompt.layers - len(prompt.sliding)
+        kept = [self._kept(tokens, rank, layers) for tokens in tokens_of(prompt)]
         return torch.tensor(kept, dtype=torch.int32)[:, None].repeat(1, scores.shape[1])
 
     def _kept(self, tokens: int, layer: int, layers: int) -> int:
-        """Tokens of a prompt of so many that each head of the layer keeps."""
+        """Tokens of a prompt of so many that each head of the layer keeps, of layers without a sliding window."""
         mean = self.kept(tokens)
         beside = max(0, mean - self.window)
         slope = min(beside - beside / self.beta, tokens - mean)  # k_0 - K

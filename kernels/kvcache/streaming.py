@@ -120,7 +120,8 @@ class StreamingPolicy(KVPolicy[StreamingState]):
         visible = self._visible(torch.cat(slots), positions, begin, start)
         # The lowest finite number, not -inf: padding may see nothing, and must not become NaN.
         logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
-        weights = logits.softmax(dim=-1, dtype=torch.float32).to(value.dtype).flatten(2, 3)
+        exact = torch.promote_types(logits.dtype, torch.float32)  # float64's lowest number is -inf in float32
+        weights = logits.softmax(dim=-1, dtype=exact).to(value.dtype).flatten(2, 3)
         shares = weights.split([part.shape[2] for part in values], dim=-1)
         output: Tensor = shares[0] @ values[0]
         for share, part in zip(shares[1:], values[1:], strict=True):

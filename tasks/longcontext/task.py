@@ -53,7 +53,7 @@ class BestAnswers:
     seed: int
 
 
-@stage("evaluation", version=5, runtime=("device", "together", "heads"), resumable=True, retries=True, gpu=True)
+@stage("evaluation", version=6, runtime=("device", "together", "heads"), resumable=True, retries=True, gpu=True)
 def _evaluate(
     work: Work,
     *,

@@ -167,6 +167,29 @@ def test_keys_may_come_in_pieces(cuts: list[int], device: torch.device) -> None:
     assert torch.equal(votes, ours(query, key, 4, 8, 4, middle))
 
 
+def test_a_single_piece_may_be_in_host_memory(device: torch.device) -> None:
+    query, key = cache(43, device, steps=3)
+    options = {"k": 3, "size": 4, "blocks": 4}
+    expected = topk_votes_by_blocks(query, [key], summarise(key, 4), **options)
+    assert torch.equal(topk_votes_by_blocks(query, [key.cpu()], summarise(key, 4), **options), expected)
+
+
+def test_a_single_piece_elsewhere_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key = cache(43, torch.device("cpu"))
+    asked = []
+
+    def collected(keys: Sequence[Tensor], slots: Tensor) -> Tensor:
+        asked.append((keys, slots.shape))
+        return slots.new_empty(*slots.shape, D, dtype=torch.float32)
+
+    monkeypatch.setattr(module, "_collected", collected)
+    votes = topk_votes_by_blocks(query.to("meta"), [key], summarise(key, 4).to("meta"), 2, size=4, blocks=3)
+    assert votes.shape == (2, 43)
+    (((found,), slots),) = asked
+    assert found is key
+    assert slots == (2, 2, 2, 3, 4)
+
+
 def test_parts_do_not_matter(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     query, key = cache(200, device, heads=6, steps=9)
     whole = ours(query, key, 4, 8, 5, [(3, 190), (60, 199)])

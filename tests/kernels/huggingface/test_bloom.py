@@ -241,6 +241,16 @@ def test_the_model_is_restored_also_after_an_error(model: PreTrainedModel) -> No
     assert state_of(model) == before
 
 
+def test_a_wrapped_forward_comes_back() -> None:
+    """As accelerate wraps it: on the instance."""
+    wrapped = near_sighted()
+    layer = wrapped.get_decoder().h[0].self_attention
+    layer.forward = mine = layer.forward
+    with policy_attention(wrapped, FULL):
+        assert layer.forward is not mine
+    assert vars(layer)["forward"] is mine
+
+
 @torch.no_grad()
 def test_wrong_calls_are_refused(model: PreTrainedModel) -> None:
     ids = random_ids(2, 6)

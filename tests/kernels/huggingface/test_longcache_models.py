@@ -390,6 +390,24 @@ def test_a_prompt_s_end_is_fed_apart() -> None:
         generate(model, asked, policies=[replace(POLICY, asking=512)], max_new_tokens=1, eos_token_ids=[])
 
 
+def test_a_short_remainder_of_the_text_does_not_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, policy = model_of("llama"), replace(POLICY, asking=16)
+    searched, choose = [], type(policy).choose
+
+    def counted(self: Any, state: Any, query: Tensor, begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        searched.append((state.layer, state.seen - query.shape[2], state.seen))
+        return choose(self, state, query, begin, end)
+
+    monkeypatch.setattr(type(policy), "choose", counted)
+    prompt = (torch.arange(538) * 7 % VOCABULARY).tolist()  # 512 + 10 + 16
+    options: dict[str, Any] = {"policies": [policy], "max_new_tokens": 1, "eos_token_ids": []}
+    generate(model, [prompt], **options)
+    assert {slot for _, begin, end in searched for slot in range(begin, end)} == {*range(522, 538)}
+    alone, searched[:] = list(searched), []
+    generate(model, [prompt], prefix=read_prefix(model, prompt[:512], policies=[policy], prompts=1), **options)
+    assert searched == alone
+
+
 def test_a_long_continuation_is_asked_for_in_pieces() -> None:
     model, policy = model_of("llama"), replace(POLICY, asking=4)
     ids = different_ids(1, 80)

@@ -225,6 +225,21 @@ def test_policies_share_a_prefill_beside_sliding_layers(name: str, monkeypatch: 
         assert answer.ids == expected[0, len(prompt) :].tolist()
 
 
+@quiet
+def test_a_pyramid_stands_on_the_other_layers() -> None:
+    """Their budgets' mean is the policy's, told at once or piece by piece."""
+    kinds = [*["sliding_attention"] * 5, "full_attention"] * 2
+    model = FAMILIES["gemma3"].model(num_hidden_layers=12, layer_types=kinds)
+    policy, (prompt,) = get_policy("pyramidkv", budget=20, window=4, beta=4), prompts(100)
+    answer = generate(model, [prompt], policies=[policy], max_new_tokens=2, eos_token_ids=[])[0][0]
+    with torch.no_grad(), policy_attention(model, policy) as cache:
+        for piece in torch.tensor([[*prompt, answer.ids[0]]]).split([100, 1], dim=1):
+            model(piece, past_key_values=cache)
+    lengths = [cache.layers[layer].state.cache.kv_len.unique().tolist() for layer in (5, 11)]
+    assert lengths == [[32 + 1], [8 + 1]]
+    assert answer.kv_bytes == cache.bytes()
+
+
 @families
 def test_one_warning_a_model_says_what_is_left_alone(family: Family) -> None:
     model = family.model()

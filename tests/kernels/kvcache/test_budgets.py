@@ -44,6 +44,17 @@ def test_a_pyramid_by_hand() -> None:
     assert layer_budgets(policy, 1000, 1) == [48]
 
 
+def test_layers_with_sliding_windows_are_no_steps_of_a_pyramid() -> None:
+    policy, scores = get_policy("pyramidkv", budget=48, window=8, beta=4), torch.zeros(1, 2, 1000)
+    sliding = tuple(layer for layer in range(12) if layer % 6 != 5)
+    kept = []
+    for layer in (5, 11):
+        prompt = prompts([1000], layer=layer, layers=12)
+        prompt.sliding = sliding
+        kept.append(int(policy.counts(prompt, scores)[0, 0]))  # type: ignore[attr-defined]
+    assert kept == layer_budgets(policy, 1000, 2) == [78, 18]
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     budget=st.one_of(st.integers(8, 500), st.floats(0.01, 0.99)),

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import longloom.kernels.kvcache.compressed as module
+from longloom.kernels.attention.decode import decode
 from longloom.kernels.attention.pack import pack
 from longloom.kernels.attention.pages import PAGE, RaggedKV
 from longloom.kernels.kvcache.base import Rope
@@ -185,6 +187,19 @@ def test_the_recent_tokens(drawn: Drawn, budget: int | float) -> None:
         return own
 
     check(policy, drawn, keeps)
+
+
+def test_a_long_later_turn_is_decoded_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+
+    def counted(query: Tensor, cache: RaggedKV, **options: Any) -> tuple[Tensor, Tensor]:
+        steps.append(query.shape[2])
+        return decode(query, cache, **options)
+
+    monkeypatch.setattr(module, "decode", counted)
+    drawn = Drawn([30], [1, 1200, 1], [0, 7], groups=2, seed=0)
+    check(Third(9), drawn, lambda alone, prompt: thirds(alone, prompt, 9))
+    assert steps == [1, 512, 512, 176, 1]
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,14 @@ def test_no_step_between_selections_chooses(monkeypatch: pytest.MonkeyPatch) -> 
     assert asked[:-3] == [32, 48, 60]
 
 
+def test_an_answer_searches_after_a_prompt_that_came_as_one_text() -> None:
+    """As transformers' generate feeds it: the first call of the answer is a single token."""
+    tokens, pieces = random_tokens(70), [60, *[1] * 10]
+    ours = run(longcache(reuse=4, asking=5), tokens, pieces)[0]
+    assert torch.equal(ours[:, :, 60:], run(longcache(reuse=4), tokens, pieces)[0][:, :, 60:])
+    assert (ours - run(longcache(reuse=4, spans=0), tokens, pieces)[0])[:, :, 60:].abs().amax() > 1e-2
+
+
 def test_reuse_in_half_precision() -> None:
     tokens = random_tokens(80)
     half = Tokens(tokens.query.bfloat16(), tokens.key.bfloat16(), tokens.value.bfloat16())
