@@ -19,3 +19,12 @@ def server() -> Iterator[ChatServer]:
     running = ChatServer()
     yield running
     running.close()
+
+
+@pytest.fixture(scope="session")
+def harness() -> Iterator[None]:
+    """Prefect's server and database, one for all modules that a process runs."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield

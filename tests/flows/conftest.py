@@ -46,15 +46,6 @@ def longloom(signals_restored: None, monkeypatch: pytest.MonkeyPatch, capsys: py
     return call
 
 
-@pytest.fixture(scope="module")
-def harness() -> Iterator[None]:
-    """Prefect's server and database, of the module's own."""
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
 from prefect.client.schemas.objects import TaskRun
-from prefect.testing.utilities import prefect_test_harness
+from prefect.client.schemas.sorting import ArtifactSort
 
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.stats import Stats
 from longloom.storage.store import Store
 from longloom.tasks.stage import Work, stage
+
+pytestmark = pytest.mark.usefixtures("harness")
 
 RUNS: list[str] = []
 
@@ -48,21 +50,15 @@ def both(root: str, count: int, threads: int = 1) -> ArtifactRef:
     return total(store, {"numbers": ref})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _harness() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
     RUNS.clear()
     monkeypatch.setenv("LONGLOOM_QUIET", "1")
 
 
-async def _task_runs() -> list[TaskRun]:
+async def _task_runs(*names: str) -> list[TaskRun]:
     async with get_client() as client:
-        return await client.read_task_runs()
+        return await client.read_task_runs(task_run_filter=TaskRunFilter(name=TaskRunFilterName(any_=[*names])))
 
 
 def test_a_flow_builds_once_and_then_finds(tmp_path: Path) -> None:
@@ -72,8 +68,8 @@ def test_a_flow_builds_once_and_then_finds(tmp_path: Path) -> None:
     assert RUNS == ["numbers", "total"]
     assert both(str(tmp_path / "other"), 5).digest == first.digest
     assert RUNS == ["numbers", "total"] * 2  # another store: Prefect's own cache keeps out of it
-    names = {run.name for run in asyncio.run(_task_runs())}
-    assert {"numbers-some", "total"} <= names
+    names = {run.name for run in asyncio.run(_task_runs("numbers-some", "total"))}
+    assert names == {"numbers-some", "total"}
 
 
 def test_a_failed_stage_fails_the_flow_and_the_next_run_goes_on(tmp_path: Path) -> None:
@@ -86,7 +82,7 @@ def test_a_failed_stage_fails_the_flow_and_the_next_run_goes_on(tmp_path: Path) 
 
 async def _progress(label: str) -> list[Any]:
     async with get_client() as client:
-        found = await client.read_artifacts()
+        found = await client.read_artifacts(sort=ArtifactSort.CREATED_DESC)
     return [artifact.data for artifact in found if (artifact.description or "").startswith(label)]
 
 
