@@ -1,15 +1,17 @@
 """Any task of lm-eval, of its own or of a folder: found by name, and its results as rows.
 
 The harness reads all of its 14,000 YAML files (20 seconds) to find one task, so a folder of one's own is looked through
-first, and the harness's only for what is not there. A task has as many scores as it has metrics and filters.
+first, and the harness's only for what is not there. A task has as many scores as it has metrics and filters. A task of
+one's own may name functions of its folder (`!function`), which are run; metrics that are code of the hub are not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
@@ -67,7 +69,8 @@ def harness_tasks(
         Task by name.
 
     Raises:
-        ValueError: no names, no such folder, an unknown name (with similar ones), or a task that cannot be loaded.
+        ValueError: no names, no such folder, an unknown name (with similar ones), or a task that cannot be loaded, for
+            one because a metric of it is code of the hub.
     """
     if not names:
         raise ValueError("the suite 'lm-eval' has no tasks to run by default, expected some of the harness's by name")
@@ -83,12 +86,45 @@ def harness_tasks(
         for found in matching:
             if found in tasks:
                 continue
-            try:
-                tasks.update(manager.load([found])["tasks"])
-            except Exception as error:  # of the task's own code, of its data set, of the hub
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise ValueError(f"the harness's task {found!r} cannot be loaded: {reason}") from error
+            with no_hub_metrics() as refused:
+                try:
+                    tasks.update(manager.load([found])["tasks"])
+                    if refused:  # an error that the harness caught
+                        raise refused[0]
+                except Exception as error:  # of the task's own code, of its data set, of the hub
+                    cause = refused[0] if refused else error  # and not what comes of a metric that is not there
+                    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+                    raise ValueError(f"the harness's task {found!r} cannot be loaded: {reason}") from error
     return tasks
+
+
+@contextlib.contextmanager
+def no_hub_metrics() -> Iterator[list[ValueError]]:
+    """Refuses what `evaluate.load` does with a metric's name: download a Python module of that name, and run it.
+
+    The harness does that for a metric that it does not know or that says `hf_evaluate`, and some of its tasks do it by
+    themselves. Refused below `evaluate.load`, so that it counts for who has imported that already.
+
+    Yields:
+        The errors that were raised so far.
+    """
+    refused: list[ValueError] = []
+    try:
+        from evaluate import loading
+    except ImportError:  # then nobody else can load one either
+        yield refused
+        return
+
+    def refuse(path: str, *_: object, **__: object) -> NoReturn:
+        refused.append(ValueError(f"the metric {path!r} is code of the hub, which is not run; expected one of lm-eval"))
+        raise refused[-1]
+
+    before = loading.evaluation_module_factory
+    loading.evaluation_module_factory = refuse
+    try:
+        yield refused
+    finally:
+        loading.evaluation_module_factory = before
 
 
 def scores_of(results: Mapping[str, Any], name: str) -> list[Score]:

@@ -10,6 +10,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from longloom.flows.folder import enter_folder
+
+enter_folder()  # every flow imports this module, and none does anything before that
 #: Where artifacts go unless told otherwise: a folder beside the work, not in the home folder.
 DEFAULT_STORE = os.environ.get("LONGLOOM_STORE") or ".longloom"
 #: Stands for the source of the running Python's standard library.

@@ -24,13 +24,18 @@ from filelock import FileLock
 from longloom.storage.remote import local_folder
 
 #: Set unless the user set them. Telemetry is off in what we start; a cold ephemeral database takes 20-27 s to come up,
-#: more than Prefect's patience; and a server on SQLite answers 503 to some of dozens of runs at once, which by default
-#: try for a minute (2, 4, 8 ... s), here for four.
+#: more than Prefect's patience. And a server on SQLite has some of dozens of runs at once wait for up to 60 s, or
+#: answers 503, or 500 where its 15 connections are taken: runs wait longer than it does, since a request given up and
+#: sent again would make a second flow run, and try again for four minutes, not one (2, 4, 8 ... s).
+#: Processes that we start look for no modules in the folder that they start in: it may be a corpus, with a random.py.
 _DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_CLIENT_MAX_RETRIES": "7",
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
+    "PREFECT_API_REQUEST_TIMEOUT": "180",
+    "PYTHONSAFEPATH": "1",
     "TOKENIZERS_PARALLELISM": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
@@ -142,13 +147,18 @@ class _Server:
             port = probe.getsockname()[1]
         command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+        # Where uvicorn looks for modules first, by default in the folder that it starts in.
+        command += ["--app-dir", str(importlib.metadata.distribution("prefect").locate_file(""))]
+        address = f"http://127.0.0.1:{port}"
+        # Its API is for this run, not for pages that a browser of this host shows, whom Prefect lets in by default.
+        own = {**_SERVER, "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": address}
         self._process = subprocess.Popen(
             command,
-            env={**os.environ, **_SERVER},
+            env={**os.environ, **own},
             process_group=0,
             preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
         )
-        self._address = f"http://127.0.0.1:{port}/api"
+        self._address = f"{address}/api"
         os.environ["PREFECT_API_URL"] = self._address
 
     def wait(self) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+from longloom.flows.folder import check_folder
 from longloom.flows.ui import BOOTSTRAP, POOL, STOP_SIGNALS, Service, interrupt, say
 from longloom.storage.store import Store
 
@@ -22,14 +23,15 @@ QUEUES = ("default", "compute", "gpu")
 def serve(store: str, *, queues: Sequence[str]) -> None:
     """Registers the deployments and works on their runs until Ctrl-C, a SIGTERM, or the terminal closes.
 
-    Call it where runs shall start. Other machines may serve too: the server gives each run to one of them.
+    Relative paths of runs refer to LONGLOOM_FOLDER, by default to the folder that it is called in. Other machines may
+    serve too: the server gives each run to one of them.
 
     Args:
         store: of the runs that name none; for several machines a folder that all of them see.
         queues: of the pool; all of them when there are none.
 
     Raises:
-        ValueError: no server is named, or an unknown queue.
+        ValueError: no server is named, or an unknown queue, or a folder that is not there.
         FileNotFoundError: no prefect.yaml beside the package (it is part of the repository, not of the wheel).
         RuntimeError: the server refused, or the worker ended.
     """
@@ -40,6 +42,7 @@ def serve(store: str, *, queues: Sequence[str]) -> None:
         raise ValueError(f"--queues {min(unknown)}: no such queue, expected {', '.join(QUEUES)}")
     if not BOOTSTRAP.is_file():
         raise FileNotFoundError(f"{BOOTSTRAP}: no such file; runs are served from a checkout of the repository")
+    check_folder()
     place = Store(store)
     environment = {**os.environ, "LONGLOOM_STORE": place.address}
     logs = place.root / "logs"

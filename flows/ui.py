@@ -6,6 +6,7 @@ and everything is stopped in order. Imports no Prefect.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -24,6 +26,7 @@ from typing import Any, NoReturn
 import psutil
 from filelock import FileLock, Timeout
 
+from longloom.flows.folder import check_folder
 from longloom.storage.store import Store
 
 HOST = "127.0.0.1"
@@ -91,10 +94,12 @@ def serve(store: str, *, port: int) -> None:
         port: of the server, on the loopback interface.
 
     Raises:
-        ValueError: the port is taken; another one uses Prefect's database; a server of the user's own is set.
+        ValueError: the port is taken; another one uses Prefect's database; a server of the user's own is set; there is
+            no folder LONGLOOM_FOLDER.
         FileNotFoundError: no prefect.yaml beside the package (it is part of the repository, not of the wheel).
         RuntimeError: the server or the worker ended, or did not start.
     """
+    check_folder()
     place = Store(store)
     environment = _environment(place, port)
     logs = place.root / "logs"
@@ -138,6 +143,9 @@ def _environment(store: Store, port: int) -> dict[str, str]:
         # Marking late runs fills SQLite with writes until it answers "database is locked", and does nothing else.
         "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        # Who runs a deployment runs commands. Prefect's defaults let every page do so that this host's browser shows.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
         **os.environ,
         "LONGLOOM_STORE": store.address,
         "PREFECT_API_URL": f"http://{HOST}:{port}/api",
@@ -173,8 +181,10 @@ def crash_left_runs(api: str) -> int:
     Returns:
         How many there were.
     """
+    headers = _headers(api)
     left = _post(
         f"{api}/flow_runs/filter",
+        headers,
         {
             "work_pools": {"name": {"any_": [POOL]}},
             "flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}},
@@ -183,12 +193,28 @@ def crash_left_runs(api: str) -> int:
     message = "Its worker was stopped. Run it again: it continues with what is missing."
     for run in left:
         state = {"type": "CRASHED", "name": "Crashed", "message": message}
-        _post(f"{api}/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+        _post(f"{api}/flow_runs/{run['id']}/set_state", headers, {"state": state, "force": True})
     return len(left)
 
 
-def _post(address: str, content: dict[str, Any]) -> Any:
-    request = urllib.request.Request(address, json.dumps(content).encode(), {"Content-Type": "application/json"})
+def _headers(api: str) -> dict[str, str]:
+    """What the server wants to see: its password where there is one, and a token, which pages of others cannot read."""
+    headers = {"Content-Type": "application/json"}
+    if password := os.environ.get("PREFECT_API_AUTH_STRING"):
+        headers["Authorization"] = f"Basic {base64.b64encode(password.encode()).decode()}"
+    client = str(uuid.uuid4())
+    request = urllib.request.Request(f"{api}/csrf-token?client={client}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return headers | {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": json.load(answer)["token"]}
+    except urllib.error.HTTPError as error:
+        if error.code != 422:  # the answer of a server that asks for no token
+            raise
+        return headers
+
+
+def _post(address: str, headers: Mapping[str, str], content: dict[str, Any]) -> Any:
+    request = urllib.request.Request(address, json.dumps(content).encode(), dict(headers))
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
 

@@ -3,12 +3,13 @@
     PREFECT_API_URL=http://127.0.0.1:4200/api .venv/bin/python infra/bootstrap.py
 
 Safe to repeat: definitions are brought up to date, while what is decided in the UI stays (limits, parameters, paused
-deployments, schedules switched on or off or added, automations switched off). Flow runs start in the folder that this
-is called from: left alone, a process worker gives each one a temporary folder and deletes it afterwards, with all that
-a relative path led to.
+deployments, schedules changed, added, or switched on or off, automations switched off). A worker starts each run in an
+empty folder, out of the way of files that Python would take for modules; relative paths of its parameters refer to the
+folder that this is called from (longloom.flows.folder).
 
 The environment may hold:
 
+    LONGLOOM_FOLDER   the folder that relative paths refer to, in place of the one that this is called from
     LONGLOOM_GPUS     number of GPUs: what runs models then waits in the queue `gpu`, for workers with one
     LONGLOOM_RESULTS  folder or address (s3://bucket/prefix) for the results of Prefect's tasks: the block `longloom`
     LONGLOOM_WEBHOOK  address that is told of failed runs
@@ -19,20 +20,24 @@ The environment may hold:
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import automations
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import (
     DeploymentScheduleCreate,
     DeploymentUpdate,
     GlobalConcurrencyLimitCreate,
+    VariableCreate,
+    VariableUpdate,
     WorkPoolCreate,
     WorkPoolUpdate,
 )
@@ -43,6 +48,10 @@ from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
 
+sys.path.append(str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH takes it away
+
+import automations
+
 DEFINITION = Path(__file__).resolve().parent.parent / "prefect.yaml"
 POOL = "longloom"
 #: Work queue -> runs at a time; made before anything can be queued, since a limit that does not exist means unlimited.
@@ -52,14 +61,24 @@ GPU_QUEUE = "gpu"
 GPU_LIMIT = "longloom-gpu"
 #: The tag of deployments that use all cores but never a GPU.
 CPU_TAG = "cpu"
+#: Of a schedule, what is set in prefect.yaml or in the UI.
+FIELDS = ("schedule", "active", "parameters")
+#: The variable that holds `definition` of our deployments as of the last bootstrap.
+DEPLOYED = "longloom_deployed"
 
 
 def job_template(folder: Path, environment: dict[str, str]) -> dict[str, Any]:
-    """The template of a process worker's jobs, with the folder that flow runs start in, and what they find set."""
+    """The template of a process worker's jobs, with what flow runs find set.
+
+    No working directory: then a run starts in an empty temporary one, which the worker deletes afterwards.
+
+    Args:
+        folder: that relative paths refer to.
+        environment: more to set.
+    """
     template = ProcessWorker.get_default_base_job_template()
-    template["variables"]["properties"]["working_dir"]["default"] = str(folder)
-    if environment:
-        template["variables"]["properties"]["env"]["default"] = environment
+    own = {"LONGLOOM_FOLDER": str(folder), "PYTHONSAFEPATH": "1"}
+    template["variables"]["properties"]["env"]["default"] = own | environment
     return template
 
 
@@ -148,19 +167,69 @@ async def deployments(client: PrefectClient) -> list[DeploymentResponse]:
 def deploy() -> None:
     """Hands prefect.yaml to Prefect's own command, so that the file means here what it means everywhere.
 
+    From an empty folder: the command imports the flows, and looks for modules in the folder that it is called in first.
+
     Raises:
         RuntimeError: it failed.
     """
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEFINITION)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    settings = get_current_settings().to_environment_variables(exclude_unset=True)  # of a file in this folder, too
+    with tempfile.TemporaryDirectory() as empty:
+        done = subprocess.run(
+            command,
+            cwd=empty,
+            env=os.environ | settings | {"PYTHONSAFEPATH": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if done.returncode:
         raise RuntimeError(f"prefect deploy ended with {done.returncode}:\n{done.stdout}{done.stderr}")
 
 
-async def restore(client: PrefectClient, before: DeploymentResponse) -> None:
-    """Puts back what was decided in the UI and `prefect deploy` has overwritten."""
-    after = await client.read_deployment(before.id)
-    if before.parameters != after.parameters:
+def definition(deployment: DeploymentResponse) -> dict[str, str]:
+    """What prefect.yaml and the UI both set of a deployment: digests by name, short enough for a variable's value."""
+    values: dict[str, Any] = {"parameters": deployment.parameters}
+    for schedule in deployment.schedules:
+        if schedule.slug:
+            told = schedule.model_dump(mode="json", include=set(FIELDS))
+            values |= {f"{schedule.slug}/{field}": told[field] for field in FIELDS}
+    return {
+        name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+        for name, value in values.items()
+    }
+
+
+async def read_deployed(client: PrefectClient) -> dict[str, Any]:
+    """The deployments as the last bootstrap defined them: `definition` by name; empty before the first one."""
+    found = await client.read_variable_by_name(DEPLOYED)
+    return found.value if found and isinstance(found.value, dict) else {}
+
+
+async def write_deployed(client: PrefectClient, found: list[DeploymentResponse]) -> None:
+    """Keeps what `prefect deploy` has just made of our deployments; others may be in the pool as well."""
+    ours = [each for each in found if (each.entrypoint or "").startswith("longloom.")]
+    value: dict[str, Any] = {each.name: definition(each) for each in ours}
+    if await client.read_variable_by_name(DEPLOYED):
+        await client.update_variable(VariableUpdate(name=DEPLOYED, value=value))
+    else:
+        await client.create_variable(VariableCreate(name=DEPLOYED, value=value))
+
+
+async def restore(
+    client: PrefectClient, before: DeploymentResponse, after: DeploymentResponse, deployed: dict[str, str]
+) -> None:
+    """Puts back what was decided in the UI and `prefect deploy` has overwritten.
+
+    Args:
+        before, after: the deployment around `prefect deploy`.
+        deployed: its `definition` after the last one. What still equals it was not decided in the UI: there, a changed
+            prefect.yaml counts.
+    """
+    was = definition(before)
+    decided = {name for name, digest in was.items() if digest != deployed.get(name)}
+    if "parameters" in decided and before.parameters != after.parameters:
         await client.update_deployment(before.id, DeploymentUpdate(parameters=before.parameters))
     if before.paused:
         await client.update_deployment(before.id, DeploymentUpdate(paused=True))
@@ -169,8 +238,9 @@ async def restore(client: PrefectClient, before: DeploymentResponse) -> None:
     for schedule in before.schedules:
         if schedule.slug in named:
             now = named[schedule.slug]
-            if now.active != schedule.active:
-                await client.update_deployment_schedule(before.id, now.id, active=schedule.active)
+            own = {field: getattr(schedule, field) for field in FIELDS if f"{schedule.slug}/{field}" in decided}
+            if any(getattr(now, field) != value for field, value in own.items()):
+                await client.update_deployment_schedule(before.id, now.id, **own)
         elif schedule.id not in kept:
             added = DeploymentScheduleCreate(
                 schedule=schedule.schedule, active=schedule.active, parameters=schedule.parameters, slug=schedule.slug
@@ -189,7 +259,7 @@ async def bootstrap(folder: Path) -> int:
     """Brings the server up to date.
 
     Args:
-        folder: where flow runs start.
+        folder: that relative paths of flow runs refer to.
 
     Returns:
         The number of deployments.
@@ -214,11 +284,13 @@ async def bootstrap(folder: Path) -> int:
             await ensure_gpu_limit(client, gpus)
         if results := os.environ.get("LONGLOOM_RESULTS", "").strip():
             await ensure_results(client, results)
-        before = await deployments(client)
+        before, deployed = await deployments(client), await read_deployed(client)
         deploy()
-        for deployment in before:
-            await restore(client, deployment)
         found = await deployments(client)
+        after = {deployment.id: deployment for deployment in found}
+        for deployment in before:
+            await restore(client, deployment, after[deployment.id], deployed.get(deployment.name, {}))
+        await write_deployed(client, found)
         for deployment in found if gpus else ():
             await send_to_gpus(client, deployment)
         ids = sorted(deployment.id for deployment in found)
@@ -236,7 +308,8 @@ def main() -> int:
         print("bootstrap: no server; set PREFECT_API_URL, or run `longloom ui`, which starts one", file=sys.stderr)
         return 2
     try:
-        count = asyncio.run(bootstrap(Path.cwd()))
+        folder = Path(os.environ.get("LONGLOOM_FOLDER") or ".").expanduser().absolute()
+        count = asyncio.run(bootstrap(folder))
     except (ConnectionError, ValueError) as error:
         print(f"bootstrap: {error}", file=sys.stderr)
         return 2

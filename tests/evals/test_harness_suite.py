@@ -9,11 +9,12 @@ from typing import Any
 import lm_eval.tasks.manager
 import pytest
 import yaml
+from evaluate import loading
 from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from longloom.evals.harness_suite import Sample, Score, harness_tasks, samples_of, scores_of
+from longloom.evals.harness_suite import Sample, Score, harness_tasks, no_hub_metrics, samples_of, scores_of
 from longloom.evals.stub_lm import StubLM, fixed
 from longloom.evals.suite_lm import Job
 
@@ -156,6 +157,46 @@ def test_names_that_are_none(folder: Path, names: list[str], message: str) -> No
         harness_tasks(names, include_path=folder)
     with pytest.raises(ValueError, match=r"^no folder '.*rows\.jsonl' to look for tasks in$"):
         harness_tasks(["choose_sums"], include_path=folder / "rows.jsonl")
+
+
+HUB = """
+from evaluate import load
+
+def late(doc, results):
+    return {"acc": load("word_length").compute(data=results)}
+"""
+
+
+def test_a_metric_that_is_code_of_the_hub_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+
+    def fetch(name: str, **_: Any) -> None:
+        fetched.append(name)
+        raise ConnectionError
+
+    monkeypatch.setattr(loading, "HubEvaluationModuleFactory", fetch)
+    factory = loading.evaluation_module_factory
+    (folder / "hub.py").write_text(HUB)
+    config = {**yaml.safe_load((folder / "generate_sums.yaml").read_text()), "tag": []}
+    asking = {
+        "said": ("accuracy", {"metric_list": [{"metric": "accuracy", "hf_evaluate": True}]}),
+        "unknown": ("no_such", {"metric_list": [{"metric": "no_such"}]}),
+        "late": ("word_length", {"process_results": "!function hub.late", "metric_list": [{"metric": "acc"}]}),
+    }
+    for name, (_, change) in asking.items():
+        text = yaml.dump({**config, **change, "task": name})
+        (folder / f"{name}.yaml").write_text(text.replace("'!function hub.late'", "!function hub.late"))
+    for name in ("said", "unknown"):
+        expected = rf"^the harness's task '{name}' cannot be loaded: the metric '{asking[name][0]}' is code of the hub"
+        with pytest.raises(ValueError, match=expected) as caught:
+            harness_tasks([name], include_path=folder)
+        assert len(str(caught.value).splitlines()) == 1
+    late = harness_tasks(["late"], include_path=folder)
+    with no_hub_metrics() as refused, pytest.raises(ValueError, match=r"^the metric 'word_length' is code"):
+        evaluate(StubLM(fixed("4")), late)
+    assert [str(error).split("'")[1] for error in refused] == ["word_length"]
+    assert fetched == []
+    assert loading.evaluation_module_factory is factory
 
 
 def test_a_task_with_metrics_and_filters(folder: Path) -> None:

@@ -1,4 +1,5 @@
-"""`longloom` as a process with a server of its own: what it prints, and that no signal leaves the server behind."""
+"""`longloom` as a process with a server of its own: what it prints, whom it answers, what it runs, and that no signal
+leaves the server behind."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +37,16 @@ class Place:
 
 def environment(folder: Path) -> dict[str, str]:
     """Of a user without a Prefect of their own."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "LONGLOOM"))}
+    ours = ("PREFECT", "LONGLOOM", "PYTHONSAFEPATH")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return kept | {"HOME": str(folder), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
 def place(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("process")
+    for name in ("orjson", "random", "selectors", "sitecustomize"):  # as a corpus may hold them
+        (folder / f"{name}.py").write_text(f"open({str(folder / 'run')!r}, 'a').write({name!r})\n")
     done = subprocess.run(
         [COMMAND, "index", str(inputs / "corpus"), "--tokenizer", "bytes", "--json"],
         cwd=folder,
@@ -63,6 +69,11 @@ def test_standard_output_is_one_json_object(place: Place) -> None:
     assert index.startswith("+ index ")
 
 
+def test_no_file_of_the_folder_that_it_is_called_in_is_run(place: Place) -> None:
+    """Neither here nor in its server, which is a module that Python is told to run."""
+    assert not (place.folder / "run").exists(), (place.folder / "run").read_text()
+
+
 def test_an_error_inside_of_a_task_is_one_line(place: Place) -> None:
     (place.folder / "bad.jsonl").write_text('{"id": "1", "text": "good"}\n{"id": "2", "txt": "bad"}\n')
     before = sorted(place.store.root.glob("artifacts/*/*"))
@@ -79,6 +90,17 @@ def test_an_error_inside_of_a_task_is_one_line(place: Place) -> None:
     assert done.stderr.count("\n") == 1, done.stderr
     assert sorted(place.store.root.glob("artifacts/*/*")) == before
     assert list(place.store.root.glob("work/*")) == []
+
+
+def preflight(origin: str, port: str) -> int:
+    """What a browser is told that asks whether a page from there may send JSON."""
+    asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    address = f"http://127.0.0.1:{port}/api/flow_runs/filter"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=asked, method="OPTIONS"), timeout=60) as it:
+            return int(it.status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 def test_signals(place: Place, inputs: Path) -> None:
@@ -106,7 +128,8 @@ def test_signals(place: Place, inputs: Path) -> None:
                 time.sleep(0.2)
             for name, process in processes.items():
                 servers[name] = process.children(recursive=True)
-                assert any("uvicorn" in " ".join(server.cmdline()) for server in servers[name]), name
+                (server,) = (line for line in (each.cmdline() for each in servers[name]) if "uvicorn" in line)
+                assert preflight("https://example.org", server[server.index("--port") + 1]) == 400
                 os.killpg(process.pid, signals[name])  # to the terminal's whole group, as Ctrl-C does
             codes = {name: process.wait(SECONDS) for name, process in processes.items()}
         assert codes == {"INT": 130, "TERM": 143, "HUP": 143, "KILL": -signal.SIGKILL}

@@ -5,6 +5,8 @@ One server serves the module. It is started as a user starts it, and everything 
 
 from __future__ import annotations
 
+import base64
+import http.client
 import json
 import os
 import shutil
@@ -12,12 +14,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +41,7 @@ from longloom.storage.runs import list_runs
 from longloom.storage.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVE = (
-    "import sys; from longloom.flows.runtime import prepare; prepare(sys.argv[1]);"
-    " from longloom.flows.ui import serve; serve(sys.argv[1], port=int(sys.argv[2]))"
-)
+COMMAND = str(Path(sys.executable).with_name("longloom"))
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHROMIUM_OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
@@ -58,6 +61,15 @@ class Ui:
     address: str
     store: Store
 
+    @cached_property
+    def token(self) -> dict[str, str]:
+        """What the server asks of who changes something, and tells nobody of another origin."""
+        client = str(uuid.uuid4())
+        return {
+            "Prefect-Csrf-Client": client,
+            "Prefect-Csrf-Token": self._send("GET", f"csrf-token?client={client}", None)["token"],
+        }
+
     def post(self, path: str, content: dict[str, Any] | list[Any]) -> Any:
         return self._send("POST", path, content)
 
@@ -69,9 +81,8 @@ class Ui:
 
     def _send(self, method: str, path: str, content: Any) -> Any:
         data = None if content is None else json.dumps(content).encode()
-        request = urllib.request.Request(
-            f"{self.address}/api/{path}", data, {"Content-Type": "application/json"}, method=method
-        )
+        headers = {"Content-Type": "application/json"} | ({} if data is None else self.token)
+        request = urllib.request.Request(f"{self.address}/api/{path}", data, headers, method=method)
         deadline = time.monotonic() + SECONDS_TO_START
         while True:
             try:
@@ -103,7 +114,8 @@ def wait_until(done: Callable[[], Any], seconds: float, message: Callable[[], st
 
 
 def environment(folder: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "LONGLOOM_"))}
+    ours = ("PREFECT_", "LONGLOOM_", "PYTHONSAFEPATH")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return kept | {
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_WORKER_QUERY_SECONDS": "2",
@@ -115,13 +127,15 @@ def environment(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     folder = tmp_path_factory.mktemp("ui")
+    for name in ("duckdb", "orjson", "pickle", "random", "selectors", "sitecustomize"):  # as a corpus may hold them
+        (folder / f"{name}.py").write_text(f"open({str(folder / 'run')!r}, 'a').write({name!r})\n")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     output = folder / "output"
     with output.open("wb") as file:
         process = psutil.Popen(
-            [sys.executable, "-c", SERVE, str(folder / "store"), str(port)],
+            [COMMAND, "ui", "--store", "store", "--port", str(port)],
             cwd=folder,
             env=environment(folder),
             stdout=file,
@@ -223,7 +237,7 @@ def write_inputs(folder: Path) -> PipelineParams:
     return PipelineParams.model_validate(
         {
             "corpus": {"sources": ["inputs/corpus.txt"]},
-            "index": {"tokenizer": "bytes", "threads": 1, "memory_gib": 0.5},
+            "index": {"tokenizer": "bytes", "threads": 1, "memory_gib": 0.5, "shard_tokens": 2000},
             "model": {"source": "inputs/model"},
             "instructions": {"sources": ["inputs/instructions.jsonl"]},
             "coreset": {"methods": ["random"], "share": 0.2, "max_length": 64},
@@ -317,6 +331,42 @@ def test_a_scheduled_run_completes_with_its_artifacts(ui: Ui, scheduled_run: dic
     assert (ui.store.open(record.stages["report"]) / "index.html").is_file()
 
 
+def test_no_file_of_the_folder_that_paths_refer_to_is_run(ui: Ui, scheduled_run: dict[str, Any]) -> None:
+    """Not by the server, the bootstrap, the worker, its run, nor the processes of that, which sort the shards."""
+    folder = ui.store.root.parent
+    assert scheduled_run["state_type"] == "COMPLETED"  # its sources are relative to the folder
+    assert not (folder / "run").exists(), (folder / "run").read_text()
+    pool = ui.get("work_pools/longloom")["base_job_template"]["variables"]["properties"]
+    assert pool["env"]["default"] == {"LONGLOOM_FOLDER": str(folder), "PYTHONSAFEPATH": "1"}
+    assert pool["working_dir"]["default"] is None
+
+
+def test_a_page_of_another_origin_can_change_nothing(ui: Ui) -> None:
+    host = ui.address.removeprefix("http://")
+
+    def ask(method: str, headers: dict[str, str]) -> tuple[int, str | None]:
+        connection = http.client.HTTPConnection(host, timeout=60)
+        deployment = {"deployments": {"name": {"any_": ["report"]}}}
+        connection.request(method, "/api/deployments/filter", json.dumps(deployment), headers)
+        answer = connection.getresponse()
+        answer.read()
+        connection.close()
+        return answer.status, answer.headers["Access-Control-Allow-Origin"]
+
+    def preflight(origin: str) -> tuple[int, str | None]:
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+        return ask("OPTIONS", {"Origin": origin, **asked})
+
+    for own in (ui.address, ui.address.replace("127.0.0.1", "localhost")):
+        assert preflight(own) == (200, own)
+        assert ask("POST", {"Origin": own, "Content-Type": "application/json", **ui.token}) == (200, own)
+    foreign = {"Origin": "https://example.org"}
+    assert preflight(foreign["Origin"]) == (400, None)
+    # Without a preflight, as a form or a text; the last one a server would take for JSON.
+    for kind in ({"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}, {}):
+        assert ask("POST", foreign | kind) == (403, None)
+
+
 @pytest.mark.chromium
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH (Debian: apt-get install chromium)")
 def test_the_page_of_the_run_shows_it(ui: Ui, scheduled_run: dict[str, Any], tmp_path: Path) -> None:
@@ -348,23 +398,10 @@ def test_the_page_of_the_run_shows_it(ui: Ui, scheduled_run: dict[str, Any], tmp
     wait_until(all_there, SECONDS_TO_RUN, lambda: f"{missing} not on the page {address}")
 
 
-def test_bootstrap_can_be_repeated_and_keeps_what_was_decided_in_the_ui(ui: Ui) -> None:
-    before = ui.deployment("evaluate-weekly")
-    (weekly,) = before["schedules"]
-    at = f"deployments/{before['id']}"
-    ui.patch(f"{at}/schedules/{weekly['id']}", {"active": True})
-    ui.post(f"{at}/schedules", [{"schedule": {"cron": "0 5 1 1 *"}, "active": False}])
-    parameters = {"evaluate": {"suite": "needle", "limit": 3}}
-    ui.patch(at, {"parameters": parameters})
-    ui.patch(f"deployments/{ui.deployment('index')['id']}", {"paused": True})
-    (dead,) = ui.post("automations/filter", {})
-    ui.patch(f"automations/{dead['id']}", {"enabled": False})
-    queue = ui.get("work_pools/longloom/queues/compute")
-    assert queue["concurrency_limit"] == 1
-    ui.patch("work_pools/longloom/queues/compute", {"concurrency_limit": 3})
-
+def bootstrap(ui: Ui, root: Path) -> str:
+    """Runs the bootstrap of a checkout; what it said."""
     done = subprocess.run(
-        [sys.executable, ROOT / "infra" / "bootstrap.py"],
+        [sys.executable, root / "infra" / "bootstrap.py"],
         env=environment(ui.store.root.parent) | {"PREFECT_API_URL": f"{ui.address}/api"},
         cwd=ui.store.root.parent,
         capture_output=True,
@@ -373,20 +410,68 @@ def test_bootstrap_can_be_repeated_and_keeps_what_was_decided_in_the_ui(ui: Ui) 
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"{len(DEFINED)} deployments" in done.stdout
-    after = ui.deployment("evaluate-weekly")
-    assert after["id"] == before["id"]
-    assert {(s["slug"], s["schedule"]["cron"], s["active"]) for s in after["schedules"]} == {
-        ("weekly", weekly["schedule"]["cron"], True),
-        (None, "0 5 1 1 *", False),
-    }
-    assert after["parameters"] == parameters
+    return done.stdout
+
+
+def test_bootstrap_can_be_repeated_and_keeps_what_was_decided_in_the_ui(ui: Ui, tmp_path: Path) -> None:
+    before = ui.deployment("evaluate-weekly")
+    (weekly,) = before["schedules"]
+    at = f"deployments/{before['id']}"
+    own = {"cron": "30 4 * * 2", "timezone": "Europe/Berlin", "day_or": True}
+    limited = {"evaluate": {"limit": 2}}
+    ui.patch(f"{at}/schedules/{weekly['id']}", {"active": True, "schedule": own, "parameters": limited})
+    ui.post(f"{at}/schedules", [{"schedule": {"cron": "0 5 1 1 *", "timezone": "UTC"}, "active": False}])
+    parameters = {"evaluate": {"suite": "needle", "limit": 3}}
+    ui.patch(at, {"parameters": parameters})
+    pipeline = ui.deployment("pipeline-weekly")
+    ui.patch(f"deployments/{pipeline['id']}/schedules/{pipeline['schedules'][0]['id']}", {"active": True})
+    ui.patch(f"deployments/{ui.deployment('index')['id']}", {"paused": True})
+    (dead,) = ui.post("automations/filter", {})
+    ui.patch(f"automations/{dead['id']}", {"enabled": False})
+    queue = ui.get("work_pools/longloom/queues/compute")
+    assert queue["concurrency_limit"] == 1
+    ui.patch("work_pools/longloom/queues/compute", {"concurrency_limit": 3})
+
+    def schedules(name: str) -> set[tuple[str | None, str, str, bool]]:
+        return {
+            (s["slug"], s["schedule"]["cron"], s["schedule"]["timezone"], s["active"])
+            for s in ui.deployment(name)["schedules"]
+        }
+
+    def check() -> None:
+        after = ui.deployment("evaluate-weekly")
+        assert after["id"] == before["id"]
+        assert schedules("evaluate-weekly") == {
+            ("weekly", own["cron"], own["timezone"], True),
+            (None, "0 5 1 1 *", "UTC", False),
+        }
+        assert [s["parameters"] for s in after["schedules"] if s["slug"]] == [limited]
+        assert after["parameters"] == parameters
+        assert ui.deployment("index")["paused"] is True
+        assert [(a["id"], a["enabled"]) for a in ui.post("automations/filter", {})] == [(dead["id"], False)]
+        assert ui.get("work_pools/longloom/queues/compute")["concurrency_limit"] == 3
+
+    assert f"{len(DEFINED)} deployments" in bootstrap(ui, ROOT)
+    check()
+    traced = {"trace": {"data": ["run:latest:evaluation/base/longbench/full"]}}
+    assert ui.deployment("trace-weekly")["parameters"] == traced
+    assert schedules("pipeline-weekly") == {("weekly", "0 4 * * 0", "UTC", True)}
+
+    # Another prefect.yaml: what it changes counts where the UI has decided nothing else.
+    (tmp_path / "infra").mkdir()
+    for name in ("bootstrap.py", "automations.py"):
+        shutil.copy(ROOT / "infra" / name, tmp_path / "infra")
+    text = (ROOT / "prefect.yaml").read_text()
+    for old, new in (("0 3 * * 6", "0 1 * * 6"), ("0 4 * * 0", "0 1 * * 0"), ("base/longbench", "base/needle")):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (tmp_path / "prefect.yaml").write_text(text)
+    bootstrap(ui, tmp_path)
+    check()
+    assert schedules("pipeline-weekly") == {("weekly", "0 1 * * 0", "UTC", True)}
     assert ui.deployment("trace-weekly")["parameters"] == {
-        "trace": {"data": ["run:latest:evaluation/base/longbench/full"]}
+        "trace": {"data": ["run:latest:evaluation/base/needle/full"]}
     }
-    assert ui.deployment("index")["paused"] is True
-    assert [(a["id"], a["enabled"]) for a in ui.post("automations/filter", {})] == [(dead["id"], False)]
-    assert ui.get("work_pools/longloom/queues/compute")["concurrency_limit"] == 3
 
 
 def test_bootstrap_without_a_server_is_one_clear_line(tmp_path: Path) -> None:
@@ -411,6 +496,42 @@ def test_runs_of_a_killed_worker_free_their_place(ui: Ui) -> None:
     state = ui.get(f"flow_runs/{run['id']}")["state"]
     assert state["type"] == "CRASHED"
     assert "continues with what is missing" in state["message"]
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+def test_a_server_with_a_password_is_told_it(tokens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it asks for tokens or not."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(200 if tokens else 422, {"token": "warp"})
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            known = self.headers["Prefect-Csrf-Token"] == "warp" and self.headers["Prefect-Csrf-Client"]
+            self._answer(403 if tokens and not known else 200, [{"id": "1"}] if "filter" in self.path else {})
+
+        def _answer(self, code: int, content: Any) -> None:
+            user, _, secret = self.headers["Authorization"].partition(" ")
+            code = code if (user, base64.b64decode(secret)) == ("Basic", b"weaver:w4rp") else 401
+            asked.append(f"{code} {self.path.partition('?')[0]}")
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(json.dumps(content).encode())
+
+        def log_message(self, *arguments: Any) -> None: ...
+
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "weaver:w4rp")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        assert crash_left_runs(f"http://127.0.0.1:{server.server_port}/api") == 1
+    finally:
+        server.shutdown()
+        server.server_close()
+    first = "200" if tokens else "422"
+    assert asked == [f"{first} /api/csrf-token", "200 /api/flow_runs/filter", "200 /api/flow_runs/1/set_state"]
 
 
 @pytest.mark.parametrize(("change", "line"), [("port", "--port"), ("store", "another `longloom ui`")])

@@ -58,4 +58,5 @@ def test_no_keys_are_an_error(bootstrap: Any, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_without_a_block_a_run_has_its_workers_environment(bootstrap: Any) -> None:
-    assert "default" not in bootstrap.job_template(Path("/data"), {})["variables"]["properties"]["env"]
+    template = bootstrap.job_template(Path("/data"), {})["variables"]["properties"]
+    assert template["env"]["default"] == {"LONGLOOM_FOLDER": "/data", "PYTHONSAFEPATH": "1"}

@@ -102,6 +102,18 @@ def test_unknown_tasks_of_the_harness(model_folder: Path, tmp_path: Path, out: P
         build_harness(backend, tmp_path / "tasks", out, tasks=["tiny_choice"], limit=0, **settings)
 
 
+def test_a_task_that_asks_for_code_of_the_hub_while_it_runs(model_folder: Path, tmp_path: Path, out: Path) -> None:
+    write_harness_tasks(tmp_path / "tasks")
+    choice = (tmp_path / "tasks" / "choice.yaml").read_text()
+    own = "process_results: !function own.rate\n"
+    (tmp_path / "tasks" / "asking.yaml").write_text(choice.replace("tiny_choice", "asking") + own)
+    (tmp_path / "tasks" / "own.py").write_text("import evaluate\ndef rate(*_):\n    evaluate.load('bleu')\n")
+    backend = PolicyBackend(model_folder, "full", {}, device="cpu")
+    settings = {"limit": 1, "max_length": None, "batch_size": 4, "seed": 0}
+    with pytest.raises(ValueError, match=r"^the metric 'bleu' is code of the hub, which is not run"):
+        build_harness(backend, tmp_path / "tasks", out, tasks=["asking"], **settings)
+
+
 def test_the_harness_has_a_version_of_its_own_in_the_key(tmp_path: Path) -> None:
     asked: list[dict[str, str]] = []
 
