@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ from longloom.evals.protocol import Failure, encode
 from longloom.evals.suite_lm import COSTS, Job, Outcome, Row, SuiteLM
 from longloom.kernels.huggingface.attention import policy_attention
 from longloom.kernels.huggingface.generate import Generation, Prefix, Sampling, generate, loglikelihood, read_prefix
+from longloom.kernels.huggingface.load import window_of
 from longloom.kernels.kvcache.base import KVPolicy, SharedPrefillPolicy
 
 #: What a job's samples took together; the caches of its samples are not there at once.
@@ -123,10 +125,9 @@ class PolicyLM(SuiteLM):
         picker: Picker | None = None,
         progress: Callable[[int, int | None], None] = lambda done, total: None,
     ) -> None:
-        window = int(model.config.get_text_config().max_position_embeddings)
         super().__init__(
             tokenizer,
-            window=window,
+            window=window_of(model.config),
             ends=end_tokens(model, tokenizer),
             batch_size=batch_size,
             max_length=max_length,
@@ -134,7 +135,8 @@ class PolicyLM(SuiteLM):
             ledger=ledger,
             progress=progress,
         )
-        self._scored_at_once = max_length or window  # tokens, the last of which is predicted and never read
+        # Tokens, the last of which is predicted and never read.
+        self._scored_at_once = max_length or self.window or sys.maxsize
         self._model = model
         self._policies = [policy, *(companions or {})]
         self._apart = policy.apart

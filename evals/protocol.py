@@ -7,7 +7,7 @@ whole. What a model's window leaves is respected in the same way, after the prot
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +17,10 @@ if TYPE_CHECKING:  # a suite's options are asked for without a second's import
 
 #: Rounds in which a cut prompt may shrink until it fits the window.
 _ROUNDS = 16
+
+#: In place of today's date, which transformers gives to templates: that of Llama 3.1's template where none is given.
+#: A macro, since transformers' own function cannot be replaced by an argument; `+` keeps the line end behind it.
+_DATED = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro +%}"
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,36 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool | Non
     return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
 
+def chat_text(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Mapping[str, str]],
+    *,
+    prompt: bool,
+    template: str | None = None,
+) -> str:
+    """A conversation as text, by a chat template.
+
+    Templates that print today's date (`strftime_now`: Llama 3.2, SmolLM3) print 26 Jul 2024, the date that Llama 3.1's
+    template takes where none is given: equal inputs give equal text on every day.
+
+    Args:
+        tokenizer: of the model.
+        turns: role and content of each.
+        prompt: end where the assistant's answer begins.
+        template: in place of the tokenizer's own.
+
+    Raises:
+        jinja2.TemplateError: the template refuses the conversation.
+    """
+    if "strftime_now" in (found := tokenizer.get_chat_template(template)):
+        template = _DATED + found
+    return str(
+        tokenizer.apply_chat_template(
+            [dict(turn) for turn in turns], chat_template=template, tokenize=False, add_generation_prompt=prompt
+        )
+    )
+
+
 def render(request: Request, tokenizer: PreTrainedTokenizerBase, document: str) -> list[int]:
     """The model's input [N] for a request whose document was replaced: prompt, chat template, prefix.
 
@@ -168,8 +202,7 @@ def render(request: Request, tokenizer: PreTrainedTokenizerBase, document: str) 
     """
     prompt = request.before + document + request.after
     if request.chat and tokenizer.chat_template:
-        turn = [{"role": "user", "content": prompt}]
-        text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        text = chat_text(tokenizer, [{"role": "user", "content": prompt}], prompt=True)
         return encode(tokenizer, text + request.prefix, special=False)
     return encode(tokenizer, prompt + request.prefix, special=None)
 

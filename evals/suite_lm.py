@@ -24,7 +24,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from transformers import PreTrainedTokenizerBase
 
 from longloom.evals.ledger import Ledger
-from longloom.evals.protocol import DoesNotFit, Failure, Request, encode, prepare
+from longloom.evals.protocol import DoesNotFit, Failure, Request, chat_text, encode, prepare
 
 #: What the harness takes where a task sets no length.
 _DEFAULT_NEW_TOKENS = 256
@@ -181,11 +181,7 @@ class SuiteLM(TemplateLM):  # type: ignore[misc]  # lm-eval's classes are untype
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The chat as one text, for harness tasks run with --apply_chat_template."""
-        return str(
-            self._known_tokenizer().apply_chat_template(
-                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
+        return chat_text(self._known_tokenizer(), chat_history, prompt=add_generation_prompt)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers every request; a `Failure` where the model failed or its window is too small.

@@ -14,7 +14,7 @@ from longloom.flows.params_sources import ContaminationParams, ExplainParams, Pr
 from longloom.flows.params_trace import TraceParams
 
 IndexFolder = Annotated[
-    str | None, Parameter(help="run:ID:LABEL or folder of an index; the newest of the store by default.")
+    str | None, Parameter(help="run:ID:LABEL or folder of an index; that of the newest run with one by default.")
 ]
 
 
@@ -37,7 +37,7 @@ def delete(*, ids: str, index: str | None = None, store: Store = DEFAULT_STORE, 
 
     Args:
         ids: File of document ids, one a line.
-        index: run:ID:LABEL, or the folder of an index of the store; the newest one by default.
+        index: run:ID:LABEL, or the folder of an index of the store; that of the newest run with one by default.
     """
     begin(store)
     from longloom.flows.delete import delete as flow

@@ -33,7 +33,7 @@ def train(
     """
     from longloom.flows.show import check_export, export_artifact
 
-    check_export(export)
+    check_export(export, store)
     begin(store)
     from longloom.flows.preference import preference as flow
     from longloom.flows.show_preference import show_training

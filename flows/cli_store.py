@@ -65,6 +65,8 @@ def runs(
 def gc(*, keep: Whole, store: Store = DEFAULT_STORE, json: Json = False) -> None:
     """Forget all but the newest runs, and delete the artifacts and leftovers that no kept run needs.
 
+    Half-done work that can go on stays, if it was in use since the oldest kept run that failed or was interrupted.
+
     Args:
         keep: Runs to keep.
     """

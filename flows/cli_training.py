@@ -38,7 +38,7 @@ def pretrain(
     """
     from longloom.flows.show import check_export, export_artifact
 
-    check_export(export)
+    check_export(export, store)
     begin(store)
     from longloom.flows.model import pretrain as flow
 
@@ -100,7 +100,7 @@ def extend(
         raise ValueError(f"--export {export} with --dry-run, which makes no model; expected one of them")
     from longloom.flows.show import check_export, export_artifact
 
-    check_export(export)
+    check_export(export, store)
     begin(store)
     from longloom.flows.extend import extend as flow
     from longloom.flows.show_extend import show_extension

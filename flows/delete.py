@@ -36,7 +36,7 @@ def delete(ids: str, index: str | None = None, store: str = DEFAULT_STORE) -> Ar
 
     Args:
         ids: a file of document ids, one a line.
-        index: `run:ID:LABEL` or the folder of an index in the store; the newest one by default.
+        index: `run:ID:LABEL` or the folder of an index in the store; that of the newest run with one by default.
         store: the store's folder.
     """
     place = Store(store)

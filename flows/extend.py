@@ -6,7 +6,7 @@ from prefect import flow
 
 from longloom.flows.artifacts import publish_report
 from longloom.flows.checks import check_model, check_sources
-from longloom.flows.model import model_of
+from longloom.flows.model import is_small, model_of
 from longloom.flows.params import DEFAULT_STORE, STANDARD_LIBRARY, CorpusParams, ModelParams
 from longloom.flows.params_extend import ExtendParams, PackParams
 from longloom.storage.refs import ArtifactRef
@@ -51,7 +51,7 @@ def extend(
         documents = log.add("corpus", read_corpus(place, **corpus.model_dump()))
         start = log.add("model", model_of(place, model, None, None))
         positions = extend.model_dump(include={"rope", "base"})
-        check_extension(place, start, length=pack.length, separator=pack.separator, **positions)
+        check_extension(place, start, length=pack.length, **positions)
         texts = _measured(place, corpus, held_out) if extend.texts and not dry_run else None
         if texts is not None:
             log.add("held-out", texts)
@@ -67,7 +67,7 @@ def extend(
                 measured[f"positions/{name}"] = log.add(f"positions/{name}", found)
 
         measure("before", start)  # first, so that what cannot be measured is known before a long training
-        options = extend.model_dump(exclude={"texts"})
+        options = extend.of(is_small(place, start))
         longer = log.add("extended", extend_task(place, start, packed, label=f"{pack.length}", **options))
         measure("after", longer)
         sections = {"packed": packed, "extended": longer, **measured}

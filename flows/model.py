@@ -8,7 +8,7 @@ from prefect import flow
 
 from longloom.flows.checks import check_model, check_sources, check_tokenizer
 from longloom.flows.index import tokenizer_of
-from longloom.flows.params import DEFAULT_STORE, CorpusParams, IndexParams, ModelParams, PretrainParams
+from longloom.flows.params import DEFAULT_STORE, SMALL, CorpusParams, IndexParams, ModelParams, PretrainParams
 from longloom.flows.sources import RUN_PREFIX, of_run
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
@@ -47,6 +47,11 @@ def model_of(
 
 def _named(store: Store, source: str) -> ArtifactRef:
     return of_run(store, source, "model") if source.startswith(RUN_PREFIX) else import_model(store, source)
+
+
+def is_small(store: Store, model: ArtifactRef) -> bool:
+    """Whether a model is trained by default as suits the demo's."""
+    return sum(entry.bytes for entry in store.manifest(model).files) <= SMALL
 
 
 def label_of(model: ModelParams) -> str:

@@ -25,6 +25,10 @@ LARGEST_SEED, LARGEST = 2**32 - 1, 2**53 - 1
 MAY_BE_EMPTY = ("query_prefix",)
 #: Who does a stage's pieces (longloom.tasks.workers).
 WORKERS = r"^(threads|processes|cluster|\S+:\S+)$"
+#: Bytes of a model (25 M float32 parameters) up to which trainings have defaults that suit the demo's, of 4.5 MB. Its
+#: learning rates would destroy models of billions of parameters.
+SMALL = 100_000_000
+SMALL_OR_NOT = "{} for models of at most 100 MB, such as base, else {}"
 #: What the option of a training says.
 KEPT_CHECKPOINTS = "weights to keep at equal distances, for `trace --influence`; none by default"
 
@@ -145,16 +149,21 @@ class InstructionsParams(Params):
     seed: int = Field(default=0, ge=0, description="of the derivation")
 
 
-class FinetuneParams(Params):
-    """How to train on the chosen examples; the defaults are those of TAGCOS (arXiv 2407.15235), but for the batch."""
+class TrainingParams(Params):
+    """What is the same for every training on chosen examples; the defaults are TAGCOS's (arXiv 2407.15235)."""
 
-    tuning: Literal["lora", "full"] = Field(default="lora", description="adapters on the attention, or all weights")
     epochs: int = Field(default=4, ge=1, description="passes over the examples")
-    batch: int = Field(default=16, ge=1, description="examples a step")
-    learning_rate: float = Field(default=2e-5, gt=0, description="peak")
     rank: int = Field(default=128, ge=1, description="of LoRA")
     alpha: int = Field(default=512, ge=1, description="of LoRA")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="of LoRA")
     max_length: int = Field(default=2048, ge=8, description="tokens of an example; longer ones lose their beginning")
     seed: int = Field(default=0, ge=0, description="of the order")
     checkpoints: int = Field(default=0, ge=0, description=KEPT_CHECKPOINTS)
+
+
+class FinetuneParams(TrainingParams):
+    """How to train on the chosen examples; the defaults are those of TAGCOS (arXiv 2407.15235), but for the batch."""
+
+    tuning: Literal["lora", "full"] = Field(default="lora", description="adapters on the attention, or all weights")
+    learning_rate: float = Field(default=2e-5, gt=0, description="peak")
+    batch: int = Field(default=16, ge=1, description="examples a step")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from longloom.flows.params import WORKERS, Params
+from longloom.flows.params import SMALL_OR_NOT, WORKERS, Params
 
 
 class CoresetParams(Params):
@@ -43,7 +43,11 @@ class CoresetParams(Params):
     )
     warmup_share: float = Field(default=0.05, gt=0, le=1, description="of the pool that the warm-up trains on")
     warmup_epochs: int = Field(default=2, ge=1, description="passes over it")
-    warmup_learning_rate: float = Field(default=1e-3, gt=0, description="of the warm-up's LoRA")
+    warmup_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="of the warm-up's LoRA; by default " + SMALL_OR_NOT.format("0.001", "2e-5, as TAGCOS"),
+    )
     checkpoints: int = Field(default=3, ge=1, description="of the warm-up, each giving gradients")
     rank: int = Field(default=8, ge=1, description="of the warm-up's LoRA")
     alpha: int = Field(default=32, ge=1, description="of the warm-up's LoRA")

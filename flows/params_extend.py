@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from longloom.flows.params import Params
+from longloom.flows.params import SMALL_OR_NOT, Params
 
 
 class PackParams(Params):
@@ -38,7 +38,7 @@ class PackParams(Params):
 class ExtendParams(Params):
     """How to train for the longer window; steps, batch and learning rate of ChatQA 2 were 2000, 32 and 3e-5."""
 
-    rope: Literal["base", "linear", "dynamic", "yarn", "llama3"] = Field(
+    rope: Literal["base", "linear", "yarn", "llama3"] = Field(
         default="base", description="of the rotary positions: a larger base, or a scaling"
     )
     base: float | None = Field(
@@ -49,7 +49,9 @@ class ExtendParams(Params):
     )
     steps: int | None = Field(default=None, ge=1, description="optimizer steps; one pass over the rows by default")
     batch: int = Field(default=4, ge=1, description="rows a step, read one by one")
-    learning_rate: float = Field(default=3e-5, gt=0, description="peak")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description=f"peak; by default {SMALL_OR_NOT.format('0.0004', '3e-5, as ChatQA 2')}"
+    )
     warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the steps that warm up")
     recompute: bool = Field(
         default=True, description="keep each layer's input alone and compute the rest again (gradient checkpointing)"
@@ -67,9 +69,9 @@ class ExtendParams(Params):
     def _possible(self) -> ExtendParams:
         if self.offload and not self.recompute:
             raise ValueError("offload without recompute, whose checkpoints wait in host memory; expected both")
-        if self.rope == "dynamic" and self.texts:
-            raise ValueError(
-                f"rope dynamic with texts {self.texts}: its frequencies change with the length, which perplexity by"
-                " position cannot follow; expected texts 0"
-            )
         return self
+
+    def of(self, small: bool) -> dict[str, Any]:
+        """The parameters of the training, with the learning rate that the model's size decides."""
+        rate = self.learning_rate or (4e-4 if small else 3e-5)
+        return self.model_dump(exclude={"texts"}) | {"learning_rate": rate}

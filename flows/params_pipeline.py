@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from longloom.flows.params import (
+    SMALL_OR_NOT,
     STAGES,
     STANDARD_LIBRARY,
     CorpusParams,
@@ -16,6 +17,7 @@ from longloom.flows.params import (
     ModelParams,
     Params,
     StageName,
+    TrainingParams,
 )
 from longloom.flows.params_coreset import CoresetParams
 from longloom.flows.params_evaluate import EvaluateParams, RetrievalParams, parsed_policies
@@ -27,17 +29,25 @@ class PipelineIndexParams(IndexParams):
     tokenizer: str = Field(default="base", description=IndexParams.model_fields["tokenizer"].description)
 
 
-class PipelineFinetuneParams(FinetuneParams):
-    """How to train on the chosen examples; by default as suits the demo's model of 1 M parameters."""
+class PipelineFinetuneParams(TrainingParams):
+    """How to train on the chosen examples; by default as suits the model's size."""
 
-    tuning: Literal["lora", "full"] = Field(
-        default="full", description=FinetuneParams.model_fields["tuning"].description
+    tuning: Literal["lora", "full"] | None = Field(
+        default=None,
+        description=f"adapters on the attention, or all weights; by default {SMALL_OR_NOT.format('full', 'lora')}",
     )
-    epochs: int = Field(default=3, ge=1, description=FinetuneParams.model_fields["epochs"].description)
+    learning_rate: float | None = Field(
+        default=None, gt=0, description=f"peak; by default {SMALL_OR_NOT.format('0.001', '2e-5, as TAGCOS')}"
+    )
+    epochs: int = Field(default=3, ge=1, description=TrainingParams.model_fields["epochs"].description)
     batch: int = Field(default=4, ge=1, description=FinetuneParams.model_fields["batch"].description)
-    learning_rate: float = Field(
-        default=1e-3, gt=0, description=FinetuneParams.model_fields["learning_rate"].description
-    )
+
+    def of(self, small: bool) -> dict[str, Any]:
+        """The parameters of a training, with what the model's size decides."""
+        defaults = FinetuneParams()
+        tuning, rate = ("full", 1e-3) if small else (defaults.tuning, defaults.learning_rate)
+        decided = {"tuning": self.tuning or tuning, "learning_rate": self.learning_rate or rate}
+        return self.model_dump() | decided
 
 
 class PipelineRetrievalParams(RetrievalParams):

@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from longloom.flows.params import STANDARD_LIBRARY, ModelParams, Params
+from longloom.flows.params import SMALL_OR_NOT, STANDARD_LIBRARY, Params
 
 #: Peak learning rate by how a model is trained: the field's for all weights of models of billions of parameters (3e-6
-#: to 9e-6), trl's for adapters (RewardConfig), and what the repository's small base needs.
-RATES = {"full": 6e-6, "lora": 1e-4, "base": 5e-4}
+#: to 9e-6), trl's for adapters (RewardConfig), and what a small model's weights need.
+RATES = {"full": 6e-6, "lora": 1e-4, "small": 5e-4}
 
 
 class ComparisonsParams(Params):
@@ -50,8 +50,8 @@ class RewardParams(Params):
     learning_rate: float | None = Field(
         default=None,
         gt=0,
-        description="peak; by default 6e-6 for all weights (3e-6 to 9e-6 suit models of billions of parameters), 1e-4"
-        " for adapters, and 5e-4 for the repository's small base",
+        description="peak; by default 1e-4 for adapters; for all weights "
+        + SMALL_OR_NOT.format("0.0005", "6e-6 (3e-6 to 9e-6 suit models of billions of parameters)"),
     )
     rank: int = Field(default=16, ge=1, description="of LoRA")
     alpha: int = Field(default=32, ge=1, description="of LoRA")
@@ -70,11 +70,10 @@ class RewardParams(Params):
     )
     seed: int = Field(default=0, ge=0, description="of the head and the order")
 
-    def of(self, model: ModelParams) -> dict[str, object]:
-        """The parameters of the training of this model, with the learning rate that it decides."""
-        small = model.source == "base" and self.tuning == "full"
-        rate = RATES["base" if small else self.tuning] if self.learning_rate is None else self.learning_rate
-        return self.model_dump() | {"learning_rate": rate}
+    def of(self, small: bool) -> dict[str, object]:
+        """The parameters of the training, with the learning rate that the model's size decides."""
+        default = RATES["small" if small and self.tuning == "full" else self.tuning]
+        return self.model_dump() | {"learning_rate": self.learning_rate or default}
 
 
 class ScoreParams(Params):

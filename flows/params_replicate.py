@@ -47,7 +47,6 @@ class ReplicatePackParams(PackParams):
 class ReplicateExtendParams(ExtendParams):
     """How the window is extended; as suits the demo's model."""
 
-    learning_rate: float = Field(default=4e-4, gt=0, description=ExtendParams.model_fields["learning_rate"].description)
     recompute: bool = Field(default=False, description=ExtendParams.model_fields["recompute"].description)
     texts: int = Field(default=16, ge=0, description=ExtendParams.model_fields["texts"].description)
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from longloom.flows.params import Params
 from longloom.flows.params_evaluate import ServerParams
 
-_INDEX = "run:ID:LABEL or folder of an n-gram index; the newest of the store by default"
+_INDEX = "run:ID:LABEL or folder of an n-gram index; that of the newest run with one by default"
 
 #: Measures of contamination; the first of a kind is what GPT-3's report has, the next PaLM's, infini-gram mini's.
 MeasureName = Literal["13-gram", "8-gram", "50-char"]

@@ -23,7 +23,7 @@ class TraceParams(Params):
         description="model folders, hub names, base, or run:ID:LABEL of earlier runs; several sizes make the curves",
     )
     index: str | None = Field(
-        default=None, description="folder of an index, or run:ID:LABEL; the newest of the store by default"
+        default=None, description="folder of an index, or run:ID:LABEL; that of the newest run with one by default"
     )
     evaluated: str | None = Field(
         default=None, description="folder or file that an evaluation read, where that is not in the store"

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from longloom.flows.params import Params
+from longloom.flows.params import SMALL_OR_NOT, Params
 
 #: Sets that are made here: of the standard library, and long documents of another set's conversations.
 POOL, DIALOGUES, SYNTHESIS = "stdlib:instructions", "stdlib:conversations", "synthesis:"
@@ -27,7 +27,11 @@ class StageParams(Params):
         ge=16,
         description="tokens of an example; a longer one loses the end of its context, then the dialogue its beginning",
     )
-    learning_rate: float = Field(default=5e-4, gt=0, description="peak; ChatQA 2's of the third stage is 3e-5")
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="peak; by default " + SMALL_OR_NOT.format("0.0005", "3e-5, as ChatQA 2 in its third stage"),
+    )
 
 
 class ConversationStageParams(StageParams):

@@ -16,7 +16,7 @@ from longloom.flows.checks import (
 from longloom.flows.coreset import coresets_of
 from longloom.flows.evaluate import check_evaluation, evaluations_of
 from longloom.flows.index import tokenizer_of
-from longloom.flows.model import model_of
+from longloom.flows.model import is_small, model_of
 from longloom.flows.params import DEFAULT_STORE, STAGES, STANDARD_LIBRARY, StageName
 from longloom.flows.params_evaluate import EvaluateParams, parse_policy
 from longloom.flows.params_pipeline import PipelineParams
@@ -128,7 +128,7 @@ def _run(params: PipelineParams, stages: _Range, log: RunLog) -> None:
     models = {"base": model}
     for label, chosen in coresets.items():
         place = stages.store("finetune")
-        tuned = finetune(place, model, instructions, chosen, label=label, **params.finetune.model_dump())
+        tuned = finetune(place, model, instructions, chosen, label=label, **params.finetune.of(is_small(place, model)))
         models[label] = log.add(f"finetune/{label}", tuned)
     if stages.has("evaluate"):
         _evaluate(params, stages.store("evaluate"), log, models)

@@ -6,7 +6,7 @@ from prefect import flow
 
 from longloom.flows.checks import check_model, check_sources
 from longloom.flows.coreset import coreset_of
-from longloom.flows.model import label_of, model_of
+from longloom.flows.model import is_small, label_of, model_of
 from longloom.flows.params import DEFAULT_STORE, STANDARD_LIBRARY, ModelParams
 from longloom.flows.params_preference import ComparisonsParams, RewardParams, ScoreParams
 from longloom.flows.sources import RUN_PREFIX, of_run
@@ -85,9 +85,8 @@ def preference(
             coreset = coreset_of(place, on, log.run.stages["comparisons"])
             train = log.add("chosen", choose_comparisons(place, train, coreset))
         network = log.add("model", model_of(place, model, None, None))
-        trained = log.add(
-            "reward-model", train_reward_model(place, network, train, label=label_of(model), **reward.of(model))
-        )
+        options = reward.of(is_small(place, network))
+        trained = log.add("reward-model", train_reward_model(place, network, train, label=label_of(model), **options))
         return {
             "comparisons": train,
             **{f"comparisons/{name}": ref for name, ref in held_out.items()},

@@ -81,12 +81,13 @@ def _judged(
     comparisons: ArtifactRef,
     train: ArtifactRef | None,
 ) -> dict[str, ArtifactRef]:
-    """What is made of one set of comparisons."""
+    """What is made of one set of comparisons; where none tells its context, no two-step model and no judge."""
     asked = {"model": params.language_model, **params.endpoint.model_dump()}
     sampled: dict[str, Any] = params.model_dump(include={"sampled", "seed"})
     found: dict[str, ArtifactRef] = {}
     contexts = None
-    if params.sampled:
+    sampling = params.sampled > 0 and _in_context(comparisons) > 0
+    if sampling:
         contexts = found[f"contexts/{name}"] = infer_contexts(
             store,
             comparisons,
@@ -101,10 +102,17 @@ def _judged(
     options = params.model_dump(include={"negations", "samples", "seed"})
     judged = evaluate_preferences(store, model, comparisons, contexts, label=name, **options)
     found[f"preference/{name}"] = log.add(f"preference/{name}", judged)
-    if params.judge and params.sampled:
+    if params.judge and sampling:
         verdicts = judge_preferences(store, comparisons, label=name, endpoint=asked, **sampled)
         found[f"preference-judge/{name}"] = log.add(f"preference-judge/{name}", verdicts)
     return found
+
+
+def _in_context(comparisons: ArtifactRef) -> int:
+    """Comparisons that are no ties and have a context."""
+    counts = comparisons.counts
+    # Those of earlier versions tell of contexts alone, whether on ties or not.
+    return counts.get("in_context", counts["comparisons"] - counts["without_context"])
 
 
 def _origin(store: Store, model: ArtifactRef) -> dict[str, ArtifactRef]:
@@ -137,13 +145,14 @@ def _sets(store: Store, params: PreferenceEvaluationParams, origin: dict[str, Ar
 
 
 def _train(store: Store, params: PreferenceEvaluationParams, origin: dict[str, ArtifactRef]) -> ArtifactRef | None:
-    """The comparisons whose contexts are the candidates; None: there are none."""
+    """The comparisons whose contexts are the candidates; None: there are none, or none has a context."""
     if params.train is None:
-        return next((origin[label] for label in _TRAINED_ON if label in origin), None)
-    ((_, ref), *more) = _read(store, params, params.train)
-    if more:
-        raise ValueError(f"train {params.train!r}: found held-out sets, expected comparisons to train on")
-    return ref
+        found = next((origin[label] for label in _TRAINED_ON if label in origin), None)
+    else:
+        ((_, found), *more) = _read(store, params, params.train)
+        if more:
+            raise ValueError(f"train {params.train!r}: found held-out sets, expected comparisons to train on")
+    return found if found is not None and _in_context(found) > 0 else None
 
 
 def _read(store: Store, params: PreferenceEvaluationParams, source: str) -> Iterable[tuple[str, ArtifactRef]]:

@@ -14,7 +14,7 @@ from prefect import flow
 from longloom.flows.artifacts import publish_report
 from longloom.flows.checks import check_coreset, check_model, check_sources
 from longloom.flows.coreset import coresets_of
-from longloom.flows.model import model_of
+from longloom.flows.model import is_small, model_of
 from longloom.flows.params import DEFAULT_STORE, InstructionsParams, ModelParams
 from longloom.flows.params_coreset import CoresetParams
 from longloom.flows.params_prove import ProveParams
@@ -49,7 +49,7 @@ class _Trainings:
     def add(self, method: str, share: float, seed: int, chosen: ArtifactRef | None) -> None:
         """Trains on a coreset, or on all, and judges the model."""
         name = f"{method}/{share:g}/{seed}"
-        options = self.params.finetune.model_dump() | {"seed": seed}
+        options = self.params.finetune.of(is_small(self.store, self.model)) | {"seed": seed}
         tuned = finetune(self.store, self.model, self.train, chosen, label=name, **options)
         self.log.add(f"finetune/{name}", tuned)
         counts = {count: tuned.counts[count] for count in ("examples", "steps")}

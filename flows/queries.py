@@ -25,7 +25,7 @@ def count_texts(texts: list[str], index: str | None, store: str) -> dict[str, in
 
     Args:
         texts: each one is encoded by the index's tokenizer.
-        index: `run:ID:LABEL` or the folder of an index; the newest one of the store by default.
+        index: `run:ID:LABEL` or the folder of an index; that of the newest run with one by default.
         store: the store's folder.
 
     Raises:

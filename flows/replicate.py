@@ -15,7 +15,7 @@ from longloom.flows.artifacts import publish_report
 from longloom.flows.checks import check_coreset, check_model, check_sources
 from longloom.flows.evaluate import evaluations_of
 from longloom.flows.index import tokenizer_of
-from longloom.flows.model import model_of
+from longloom.flows.model import is_small, model_of
 from longloom.flows.params import DEFAULT_STORE, STANDARD_LIBRARY, CorpusParams, InstructionsParams, ModelParams
 from longloom.flows.params_evaluate import EvaluateParams, RetrievalParams, parse_policy
 from longloom.flows.params_pipeline import PipelineIndexParams, TracingParams
@@ -35,7 +35,7 @@ from longloom.tasks.ngrams.task import build_index
 from longloom.tasks.preference.task import evaluate_preferences, read_comparisons, train_reward_model
 from longloom.tasks.replicate.task import minisequence_memory, shuffle_heads
 from longloom.tasks.replicate.task import replicate as replicate_task
-from longloom.tasks.report.task import report
+from longloom.tasks.report.task import renew_start_page, report
 from longloom.tasks.training.task import check_extension, finetune, pack, perplexity_by_position, split
 from longloom.tasks.training.task import extend as extend_task
 
@@ -90,7 +90,8 @@ class _Replication:
 
     def tuned(self, seed: int, longer: ArtifactRef | None = None) -> ArtifactRef:
         """The model of the whole pool but its held-out part, trained as the proof's; of `longer`, if that is given."""
-        proof, options = self.params.proof(), self.params.finetune.model_dump() | {"seed": seed}
+        proof = self.params.proof()
+        options = self.params.finetune.of(is_small(self.store, self.model)) | {"seed": seed}
         shares: dict[str, Any] = {"share": proof.held_out, "seed": proof.split_seed}
         train = self.log.add("train", split(self.store, self.pool, part="train", **shares))
         label = f"all/1/{seed}" if longer is None else f"extended/{seed}"
@@ -137,10 +138,10 @@ class _Replication:
         """A window extended by training, and retrieval against the whole context."""
         wanted = self.params.pack
         positions = self.params.extend.model_dump(include={"rope", "base"})
-        check_extension(self.store, self.model, length=wanted.length, separator=wanted.separator, **positions)
+        check_extension(self.store, self.model, length=wanted.length, **positions)
         packed = pack(self.store, self.model, self.documents, label=f"{wanted.length}", **wanted.model_dump())
         self.sections["packed"] = self.log.add("packed", packed)
-        options = self.params.extend.model_dump(exclude={"texts"})
+        options = self.params.extend.of(is_small(self.store, self.model))
         longer = extend_task(self.store, self.model, packed, label=f"{wanted.length}", **options)
         self.sections["extended"] = self.log.add("extended", longer)
         self._reading(longer)
@@ -182,14 +183,14 @@ class _Replication:
             found = evaluations_of(self.store, self.log, label, model, params, passages=passages, **asked)
             self._keep([f"rag/{role}"], seed, found, f"evaluation/{label}/records")
 
-    def preferences(self, given: ReplicateComparisonsParams, model: ModelParams) -> None:
+    def preferences(self, given: ReplicateComparisonsParams) -> None:
         """Reward models that read the criterion, judged by comparisons that they were not trained on."""
         samples = PreferenceEvaluationParams().samples
         for seed in range(self.params.seeds):
             label = f"seed-{seed}"
             train, held_out = self._comparisons(given.model_copy(update={"seed": given.seed + seed}))
             self.log.add(f"comparisons/{seed}", train)
-            options = RewardParams(seed=seed).of(model)
+            options = RewardParams(seed=seed).of(is_small(self.store, self.model))
             trained = train_reward_model(self.store, self.model, train, label=label, **options)
             self.log.add(f"reward-model/{seed}", trained)
             judged = evaluate_preferences(
@@ -298,7 +299,7 @@ def replicate(
         own.sections |= {"corpus": documents, "model": network}
         for paper in replicate.papers:
             if paper == "preferences":
-                own.preferences(comparisons, model)
+                own.preferences(comparisons)
             else:
                 getattr(own, paper)()
         page = log.add("report", report(place, own.sections, title="longloom: seven papers in miniature"))
@@ -306,6 +307,7 @@ def replicate(
             "replicate", replicate_task(place, own.evidence | {"report": page}, papers=list(replicate.papers))
         )
         publish_report(place, table, key="replicate")
+    renew_start_page(place)
     return {"replicate": table, "report": page}
 
 

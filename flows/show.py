@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from longloom.flows.command import check_folder
-from longloom.storage.manifest import MANIFEST
+from longloom.storage.copies import copy_artifact, foreign_file
 from longloom.storage.refs import ArtifactRef
-from longloom.storage.runs import check_records, delete_runs, list_runs, starting
+from longloom.storage.remote import local_folder
+from longloom.storage.runs import check_records, delete_runs, list_runs, starting, unfinished_since
 from longloom.storage.store import Store
 
 
@@ -63,10 +65,18 @@ def show_runs(store: str, limit: int, *, html: bool, as_json: bool) -> None:
         return
     table = Table("run", "flow", "state", "started", "artifacts", box=None, pad_edge=False)
     for run in found:
-        table.add_row(run.id, run.flow, run.state, run.started[:19], str(len(run.stages)))
+        table.add_row(run.id, run.flow, run.state, _local(run.started), str(len(run.stages)))
     console().print(table if found else f"no runs in the store {store}")
     for name, file in page.items():
         console().print(f"{name}  {file}")
+
+
+def _local(moment: str) -> str:
+    """A moment of a record, which is in UTC, by the clock of this machine and how far that is from UTC."""
+    try:
+        return datetime.fromisoformat(moment).astimezone().isoformat(sep=" ", timespec="seconds")
+    except (ValueError, OverflowError):  # of a record that is not ours
+        return moment
 
 
 def scores_table(rows: list[dict[str, Any]]) -> Table:
@@ -231,25 +241,22 @@ def show_comparison(ref: ArtifactRef, runs: tuple[str, str], store: str, *, as_j
     console().print(f"page  {folder / 'index.html'}")
 
 
-def check_export(folder: str | None) -> None:
+def check_export(folder: str | None, store: str) -> None:
     """Raises ValueError if no artifact can be copied there; before the work that makes it."""
     check_folder("--export", folder)
     if folder is None:
         return
-    target = Path(folder)
-    if target.exists() and any(target.iterdir()) and not (target / MANIFEST).exists():
-        raise ValueError(
-            f"--export {folder}: holds files that are no artifact, expected an empty folder or an artifact"
-        )
+    target, root = Path(folder).resolve(), local_folder(store).resolve()
+    if target.is_relative_to(root):
+        raise ValueError(f"--export {folder}: lies in the store {store}, expected a folder outside of it")
+    if (name := foreign_file(target, root)) is not None:
+        raise ValueError(f"--export {folder}: holds {name}, expected an empty folder, or an earlier export alone")
 
 
 def export_artifact(ref: ArtifactRef, store: str, folder: str) -> None:
-    """Copies an artifact with its manifest out of the store."""
-    check_export(folder)
-    target = Path(folder)
-    if target.exists():
-        shutil.rmtree(target)
-    shutil.copytree(Store(store).open(ref), target)
+    """Copies an artifact with its manifest out of the store, in place of an earlier export."""
+    check_export(folder, store)
+    copy_artifact(Store(store).open(ref), Path(folder).resolve())
 
 
 def collect(store: str, keep: int) -> dict[str, object]:
@@ -265,5 +272,13 @@ def collect(store: str, keep: int) -> dict[str, object]:
         if going:  # it may have found an artifact that no record names yet
             raise ValueError(f"run {going[0]}: is going on; collect when it has ended")
         gone = delete_runs(place, keep)
-        needed = {ref.digest for run in list_runs(place) for ref in run.stages.values()}
-        return {"runs_deleted": len(gone), "artifacts_deleted": len(place.gc(needed))}
+        runs = list_runs(place)
+        needed = {ref.digest for run in runs for ref in run.stages.values()}
+        for kind in ("report", "compare"):  # comparisons are of reports; some of both are on no run's record
+            pages = [manifest for manifest in place.manifests() if manifest.kind == kind]
+            needed |= {page.digest for page in pages if needed.issuperset(page.parents.values())}
+        deleted = place.gc(needed, begun_since=unfinished_since(runs))
+    from longloom.tasks.report.task import renew_start_page
+
+    renew_start_page(place)  # it links what was deleted
+    return {"runs_deleted": len(gone), "artifacts_deleted": len(deleted)}

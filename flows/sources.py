@@ -7,6 +7,7 @@ from pathlib import Path
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import get_run, list_runs
 from longloom.storage.store import Store
+from longloom.tasks.console import console
 
 RUN_PREFIX = "run:"
 #: Labels that an error lists: a sweep has dozens.
@@ -41,7 +42,9 @@ def of_run(store: Store, source: str, kind: str) -> ArtifactRef:
 
 
 def index_of(store: Store, given: str | None) -> ArtifactRef | str:
-    """The n-gram index that is asked for: `run:ID:LABEL`, a folder, or None for the newest of the store.
+    """The n-gram index that is asked for: `run:ID:LABEL`, a folder, or None for that of the newest run that has one.
+
+    Where the store has several and none is named, a line on the error stream tells which it is.
 
     Returns:
         The artifact; a folder that is none of this store's as it was given.
@@ -56,8 +59,28 @@ def index_of(store: Store, given: str | None) -> ArtifactRef | str:
     if given is None:
         if not found:
             raise ValueError(f"store {store.address}: holds no index; build one with `longloom index SOURCE`")
-        return found[-1]
+        return _newest(store, found)
     place = Path(given).resolve()
     if not place.is_dir():
         raise FileNotFoundError(f"{given}: no such folder, expected one of an index")
     return next((ref for ref in found if (store.root / ref.uri).resolve() == place), given)
+
+
+def _newest(store: Store, indexes: list[ArtifactRef]) -> ArtifactRef:
+    """Of the newest run that has one: a run that found it unchanged asked for it last, however long ago it was built.
+
+    Args:
+        store: of the runs.
+        indexes: all that are there, oldest first; the last one is taken where no run on record has any.
+    """
+    there = {ref.uri: ref for ref in indexes}
+    used = (
+        (there[ref.uri], f"{RUN_PREFIX}{run.id}:{label}")
+        for run in list_runs(store)
+        for label, ref in reversed(run.stages.items())  # a deletion comes after the index that it is made of
+        if ref.uri in there
+    )
+    ref, name = next(used, (indexes[-1], indexes[-1].uri))
+    if len(indexes) > 1:
+        console().print(f"asks {name}, of {len(indexes)} indexes in the store", style="dim", markup=False)
+    return ref

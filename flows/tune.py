@@ -8,7 +8,7 @@ from prefect import flow
 
 from longloom.flows.artifacts import publish_report
 from longloom.flows.checks import check_model, check_sources
-from longloom.flows.model import model_of
+from longloom.flows.model import is_small, model_of
 from longloom.flows.params import DEFAULT_STORE, CorpusParams, ModelParams
 from longloom.flows.params_tune import DIALOGUES, POOL, SYNTHESIS, StageParams, TuneParams, pairs
 from longloom.storage.refs import ArtifactRef
@@ -56,12 +56,13 @@ def tune(
         if tune.tuning == "lora":  # of no other tuning's key
             options["lora"] = tune.model_dump(include={"rank", "alpha", "dropout"})
         made: dict[str, ArtifactRef] = {}
+        small = is_small(place, network)
 
         def part(name: str, blend: dict[str, float]) -> dict[str, Any]:
             return {"stage": name, "shares": blend, **stages[name].model_dump(include={"examples", "max_length"})}
 
         def train(label: str, start: ArtifactRef, parts: list[dict[str, Any]], like: str) -> ArtifactRef:
-            rate = stages[like].learning_rate
+            rate = stages[like].learning_rate or (5e-4 if small else 3e-5)
             ref = tune_task(place, start, sets, label=label, parts=parts, learning_rate=rate, **options)
             made[label] = log.add(f"tune/{label}", ref)
             return ref

@@ -77,7 +77,7 @@ class RemoteStore(Store):
 
         Raises:
             FileNotFoundError: no such artifact in this store.
-            DamagedArtifact: its bytes are not those that were published.
+            DamagedArtifact: its bytes are not those that were published, or it was built again with others.
         """
         with contextlib.suppress(FileNotFoundError, DamagedArtifact):
             return super().open(ref)
@@ -199,7 +199,7 @@ class RemoteStore(Store):
 
     # ---- upkeep
 
-    def gc(self, keep: set[str]) -> list[str]:
+    def gc(self, keep: set[str], *, begun_since: float | None = None) -> list[str]:
         """Deletes as `Store.gc` does, here and in the storage; there also the files of uploads that were cut off.
 
         Other hosts' locks are not seen: call it while none of them builds.
@@ -207,7 +207,7 @@ class RemoteStore(Store):
         published = self._remote.folders("artifacts", 2)  # before the manifests: what is published from now on stays
         uploads = self._remote.folders("files", 3)
         kept = {"/".join(pair) for pair in self._needed(keep)}
-        deleted = super().gc(keep)
+        deleted = super().gc(keep, begun_since=begun_since)
         for name in sorted(published - kept):
             kind, key = name.split("/")
             with contextlib.suppress(Timeout), self.file_lock(f"{kind}-{key}").acquire(blocking=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -117,6 +117,21 @@ def list_runs(store: Store, *, newest: int | None = None) -> list[Run]:
         if (run := _read(store, path)) is not None:
             found.append(run)
     return sorted(found, key=lambda run: (run.started, run.id), reverse=True)[:newest]
+
+
+def unfinished_since(runs: Iterable[Run]) -> float | None:
+    """When the oldest of the runs that failed or were interrupted started, in seconds since 1970; None: none did.
+
+    Started again, each of them goes on with its half-done work, which `Store.gc` therefore keeps.
+    """
+    moments = []
+    for run in runs:
+        if run.state in ("failed", "interrupted"):
+            try:
+                moments.append(datetime.fromisoformat(run.started).timestamp())
+            except (ValueError, OverflowError):  # of a record that is not ours
+                moments.append(0.0)
+    return min(moments, default=None)
 
 
 def check_records(store: Store) -> None:

@@ -1,7 +1,8 @@
 """The content-addressed store on a file system: nothing is visible before it is whole, nothing is trusted unread.
 
     <root>/artifacts/<kind>/<key>/   the files of one artifact and manifest.json; appears by one rename
-    <root>/work/<kind>-<key>/        being built; what a killed build left, to be taken up again or wiped
+    <root>/work/<kind>-<key>/        being built; what a killed build left, to be taken up again
+    <root>/work/<kind>-<key>.once/   the same of a build that cannot be resumed: what a killed one left is wiped
     <root>/locks/, <root>/verified/  one lock a key; the file stamps at the last full hash
 
 A killed build leaves only its work folder. Two builds of one key: the second waits, then finds the first one's result.
@@ -33,8 +34,14 @@ from longloom.storage.stats import Stats
 _PLACE = re.compile(r"artifacts/[\w.-]{1,100}/[\w.-]{1,100}")
 
 
+#: Ends the name of the work folder of a build that cannot be resumed.
+_ONCE = ".once"
+#: Seconds by which the times of a file system may lag behind the clock.
+_COARSE = 2.0
+
+
 class DamagedArtifact(ValueError):
-    """An artifact whose bytes are not those of its manifest."""
+    """An artifact whose bytes are not those of its manifest, or no longer those of a reference."""
 
 
 class Store:
@@ -80,9 +87,9 @@ class Store:
         """Where an artifact lies once it is published."""
         return self.root / "artifacts" / kind / key
 
-    def work_folder(self, kind: str, key: str) -> Path:
-        """Where it is built."""
-        return self.root / "work" / f"{kind}-{key}"
+    def work_folder(self, kind: str, key: str, *, resume: bool) -> Path:
+        """Where it is built; with `resume`, by a build that a later one can go on with."""
+        return self.root / "work" / f"{kind}-{key}{'' if resume else _ONCE}"
 
     @contextlib.contextmanager
     def lock(self, kind: str, key: str, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
@@ -127,12 +134,15 @@ class Store:
 
         Raises:
             FileNotFoundError: no such artifact in this store.
-            DamagedArtifact: its bytes changed since it was published.
+            DamagedArtifact: its bytes changed since it was published, or it was built again with others.
         """
         folder = self._place(ref)
         manifest = self.verify(folder)
-        if manifest.digest != ref.digest:
-            raise DamagedArtifact(f"{ref.uri}: digest {manifest.digest[:12]}, expected {ref.digest[:12]}")
+        if manifest.digest != ref.digest:  # since something in it had failed, or it was damaged
+            raise DamagedArtifact(
+                f"{ref.uri}: was built again, on {manifest.created[:10]} at {manifest.created[11:19]} UTC, with other"
+                f" content: found {manifest.digest[:12]}, expected {ref.digest[:12]}; name a run since then"
+            )
         return folder
 
     def manifest(self, ref: ArtifactRef) -> Manifest:
@@ -195,17 +205,18 @@ class Store:
 
     def begin(self, kind: str, key: str, *, resume: bool) -> Path:
         """The work folder: empty, or with `resume` as a killed build left it. Call under `lock`."""
-        folder = self.work_folder(kind, key)
+        folder = self.work_folder(kind, key, resume=resume)
         if folder.exists() and not resume:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)  # `gc` goes by it: a build that is killed before it writes needs what was there too
         for path in (folder / MANIFEST, *folder.glob(f".{MANIFEST}.*")):  # killed while publishing: not the body's
             path.unlink(missing_ok=True)
         return folder
 
     def abandon(self, kind: str, key: str) -> None:
         """Deletes the work folder of a build that failed and cannot be resumed. Call under `lock`."""
-        shutil.rmtree(self.work_folder(kind, key), ignore_errors=True)
+        shutil.rmtree(self.work_folder(kind, key, resume=False), ignore_errors=True)
 
     def publish(
         self,
@@ -303,13 +314,15 @@ class Store:
                 found.append(self._read_manifest(path.parent))
         yield from sorted(found, key=lambda manifest: (manifest.created, manifest.key))
 
-    def gc(self, keep: set[str]) -> list[str]:
-        """Deletes every artifact but those with a digest in `keep` and their ancestors, and all dead work folders.
+    def gc(self, keep: set[str], *, begun_since: float | None = None) -> list[str]:
+        """Deletes every artifact but those with a digest in `keep` and their ancestors, and dead work folders.
 
         What a process is building at the moment stays.
 
         Args:
             keep: digests of artifacts that must stay.
+            begun_since: half-done work that can be resumed stays if a build began it or went on with it since this
+                moment, in seconds since 1970; None: all of it goes.
 
         Returns:
             What was deleted: `<kind>/<key>` of artifacts, `work/<name>` of work folders.
@@ -325,7 +338,10 @@ class Store:
                     self._stamps_file(kind, key).unlink(missing_ok=True)
                     deleted.append(f"{kind}/{key}")
         for folder in sorted(self.root.glob("work/*")):
-            with contextlib.suppress(Timeout), self.file_lock(folder.name).acquire(blocking=False):
+            if begun_since is not None and _is_half_done(folder, begun_since):
+                continue
+            name = folder.name.removesuffix(_ONCE)
+            with contextlib.suppress(Timeout), self.file_lock(name).acquire(blocking=False):
                 shutil.rmtree(folder, ignore_errors=True)
                 deleted.append(f"work/{folder.name}")
         return deleted
@@ -376,3 +392,12 @@ class Store:
     def keeping(self, write: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
         """While it is held, `write` is called so often that other hosts `heard_of` its record."""
         return contextlib.nullcontext()
+
+
+def _is_half_done(folder: Path, since: float) -> bool:
+    """Whether a work folder can be resumed and was in use since then."""
+    if folder.name.endswith(_ONCE) or folder.name.startswith(("trash-", "fetch-")):
+        return False
+    with contextlib.suppress(FileNotFoundError):  # published meanwhile
+        return folder.stat().st_mtime >= since - _COARSE
+    return False

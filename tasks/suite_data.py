@@ -24,6 +24,8 @@ class SuiteData(NamedTuple):
 def suite_data(store: Store, suite: str, data: ArtifactRef | str | None) -> SuiteData:
     """Identifies records by their bytes (and of one file also by what its suite reads beside it), the hub's by commit.
 
+    Of lm-eval's tasks `longcontext.harness_data` tells the rest.
+
     Args:
         store: remembers fingerprints.
         suite: its name.

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -23,6 +24,8 @@ THREADS, PROCESSES, CLUSTER = HERE = ("threads", "processes", "cluster")
 
 #: Processes that may die at a piece; of Dask's workers, too.
 DEATHS = 2
+#: Seconds in which a stopped process tidies up; one that is in the middle of a sort does not hear of it, and is killed.
+TIDYING = 2.0
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,7 +52,8 @@ class Workers:
     """A context manager that has pieces of work done. What is sent beyond this process must be picklable.
 
     A process or a Dask worker that dies costs the piece that it was at, which is done again by another one. If that
-    dies too, the piece's future raises a RuntimeError that names the piece.
+    dies too, the piece's future raises a RuntimeError that names the piece. On leaving, what has not begun is left;
+    processes of this one that are still at a piece are stopped, threads come to its end.
 
     Args:
         workers: threads or processes of this one; cluster, a Dask cluster on this host for as long as this lasts; or
@@ -190,34 +194,104 @@ class _Processes:
         self._threads = ThreadPoolExecutor(count)
         self._own = threading.local()
         self._stack = contextlib.ExitStack()
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._at_work: list[ProcessPoolExecutor] = []
+        self._closing = False
 
     def submit(self, name: str, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         return self._threads.submit(self._do, name, function, arguments)
 
     def close(self) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        with self._changed:
+            self._closing = True
+            # After a normal end none is at work; else nobody waits for what they do, be it hours.
+            for process in self._busy():
+                process.terminate()
+            if not self._changed.wait_for(lambda: not self._at_work, TIDYING):
+                for process in self._busy():
+                    process.kill()
+        self._threads.shutdown()
         self._stack.close()
+
+    def _busy(self) -> list[Any]:
+        """The processes of the pools that are at a piece."""
+        return [process for pool in self._at_work for process in pool._processes.values()]
 
     def _do(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         for _ in range(DEATHS):
             try:
-                return self._process().submit(function, *arguments).result()
+                return self._result(name, function, arguments)
             except BrokenProcessPool:
-                _LOG.warning("%s: the process that did it died", name)
                 del self._own.process
+                if not self._closing:
+                    _LOG.warning("%s: the process that did it died", name)
         raise RuntimeError(f"{name}: {DEATHS} processes died at it; is there as much memory as it takes?")
+
+    def _result(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        with self._changed:  # until the process is there, so that `close` sees it
+            if self._closing:
+                raise RuntimeError(f"{name}: not done, since the work that it is a part of has ended")
+            pool = self._process()
+            future = pool.submit(_piece, function, arguments)
+            self._at_work.append(pool)
+        try:
+            return future.result()
+        finally:
+            with self._changed:
+                self._at_work.remove(pool)
+                self._changed.notify_all()
 
     def _process(self) -> ProcessPoolExecutor:
         """This thread's."""
         if not hasattr(self._own, "process"):
             # Not by fork: Prefect, pyarrow and the tokenizers have threads.
             context = multiprocessing.get_context("spawn")
-            self._own.process = ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)
-            with self._lock:
-                self._stack.enter_context(self._own.process)
+            self._own.process = ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
+            self._stack.enter_context(self._own.process)
         process: ProcessPoolExecutor = self._own.process
         return process
+
+
+class _Stopped(BaseException):
+    """Ends a piece, through all that it has opened; no Exception, which a piece may catch."""
+
+
+class _Stop:
+    """Of a pool's process: whether it was told to end, and whether it is at a piece.
+
+    It ends at pieces alone: between them a result may be half way to the pool.
+    """
+
+    told = False
+    at_piece = False
+
+
+def _piece(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Does one in a pool's process. One that is stopped tidies up, and then its process is dead to the pool."""
+    try:
+        _Stop.at_piece = True
+        if _Stop.told:
+            raise _Stopped
+        return function(*arguments)
+    except _Stopped:
+        os._exit(128 + signal.SIGTERM)
+    finally:
+        _Stop.at_piece = False
+
+
+def _stop(*_: object) -> None:
+    """A SIGTERM came: of `close`, or of who is short of memory."""
+    if not _Stop.told:
+        _Stop.told = True
+        if _Stop.at_piece:
+            raise _Stopped
+
+
+def _begin() -> None:
+    """Begins a pool's process."""
+    signal.signal(signal.SIGTERM, _stop)
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:

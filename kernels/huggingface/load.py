@@ -12,12 +12,23 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def window_of(config: PreTrainedConfig) -> int | None:
+    """The tokens that a model was trained to read at once; None where its configuration tells none (BLOOM, MPT).
+
+    Args:
+        config: of the model; of one that reads more than text, its text configuration counts.
+    """
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(found) if found else None
 
 
 def load_model(

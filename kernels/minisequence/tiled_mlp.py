@@ -147,10 +147,11 @@ def _tiles(x: Tensor, run: Run, rows: int) -> Tensor:
         if part.shape != piece.shape:
             raise ValueError(f"tiled_mlp: run must keep the shape {list(piece.shape)}, found {list(part.shape)}")
         if output is None:
-            output = torch.empty(flat.shape, dtype=part.dtype, device=part.device)
-        output[..., begin : begin + rows, :] = part
+            # Of x's shape from the start: an autograd node's output that is a view takes no addition in place (Falcon).
+            output = torch.empty(x.shape, dtype=part.dtype, device=part.device)
+        output.view(flat.shape)[..., begin : begin + rows, :] = part
     assert output is not None
-    return output.view(x.shape)
+    return output
 
 
 def _gradients(

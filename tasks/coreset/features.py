@@ -40,6 +40,7 @@ from longloom.tasks.preference import template as templates
 from longloom.tasks.preference.encoding import Reading
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.sft import encode_named
+from longloom.tasks.training.stored import window_of
 from longloom.tasks.workers import THREADS, Workers
 
 
@@ -91,7 +92,7 @@ def build(
     table, pairs = read_pool(instructions, ["id"]), holds_pairs(instructions)
     checkpoints = read_checkpoints(warmup.absolute())  # a worker may stand elsewhere
     config = AutoConfig.from_pretrained(model)
-    max_length = min(max_length, getattr(config, "max_position_embeddings", max_length))
+    max_length = min(max_length, window_of(config))
     adapter = PeftConfig.from_pretrained(str(checkpoints[0].folder))
     with Workers(workers, threads=threads, whole=True, gpu=device != "cpu") as crew:
         device = device or ("cuda" if crew.gpu else "cpu")

@@ -12,7 +12,7 @@ from longloom.storage.store import Store
 from longloom.tasks.stage import Work, stage
 
 
-@stage("features", version=4, runtime=("threads", "workers"), resumable=True, gpu=True)
+@stage("features", version=5, runtime=("threads", "workers"), resumable=True, gpu=True)
 def _features(work: Work, **options: Any) -> Stats:
     from longloom.tasks.coreset.features import build
 

@@ -19,6 +19,8 @@ from longloom.tasks.suite_data import HARNESS, suite_data
 
 #: Version of what evaluations of lm-eval's tasks hold beside those of our suites, whose keys it leaves alone.
 _HARNESS_TABLES = "tables-2"
+#: Version of how a reward model is asked that picks among several answers; of the keys of such evaluations alone.
+_PICKING = "opened-1"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class BestAnswers:
     seed: int
 
 
-@stage("evaluation", version=6, runtime=("device", "together", "heads"), resumable=True, retries=True, gpu=True)
+@stage("evaluation", version=7, runtime=("device", "together", "heads"), resumable=True, retries=True, gpu=True)
 def _evaluate(
     work: Work,
     *,
@@ -188,8 +190,11 @@ def evaluate(
         options: of the stage.
     """
     inputs = {"model": model}
+    # A digest of its own in place of an input: the others of the run need the profile too, and not in their keys.
+    identity = {"heads": profile_digest(store, heads)} if policy.profiled else {}
     if best_of is not None:  # else no part of the key
         inputs["reward"] = best_of.reward
+        identity["picking"] = _PICKING
         options["best_of"] = {"samples": best_of.samples, "temperature": best_of.temperature, "seed": best_of.seed}
     options |= {
         "policy": policy.name,
@@ -197,8 +202,6 @@ def evaluate(
         "together": [(other.name, other.options) for other in together],
         "heads": heads,
     }
-    # A digest of its own in place of an input: the others of the run need the profile too, and not in their keys.
-    identity = {"heads": profile_digest(store, heads)} if policy.profiled else {}
     return _with_data(_evaluate, store, inputs, data, suite, label, passages, contamination, options, identity)
 
 
@@ -238,7 +241,11 @@ def _with_data(
     source = suite_data(store, suite, data)
     inputs |= source.inputs
     if suite == HARNESS:
-        identity = {**identity, "harness": _HARNESS_TABLES}
+        from longloom.tasks.longcontext.harness_data import harness_identity
+
+        folder = store.open(data) if isinstance(data, ArtifactRef) else Path(data) if data else None
+        found = harness_identity(store, options["tasks"], folder)
+        identity = {**identity, **found, "harness": f"{_HARNESS_TABLES} {found['harness']}"}
     # Given only where there is some, so that the keys of other evaluations stay what they were.
     if isinstance(contamination, ArtifactRef):
         inputs["contamination"] = contamination

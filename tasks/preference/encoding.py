@@ -20,7 +20,8 @@ from longloom.storage.atomic import write_atomic
 from longloom.storage.json_text import read_json
 from longloom.tasks.corpus.messages import Message
 from longloom.tasks.preference import template as templates
-from longloom.tasks.training.sft import render
+from longloom.tasks.training import stored
+from longloom.tasks.training.sft import opening, render
 
 #: What stands beside a reward model's weights.
 FILE = "reward.json"
@@ -32,6 +33,7 @@ _FIELDS = {
     "template": TEXT,
     "max_length": Field("a number of tokens above zero", lambda value: NUMBER.fits(value) and 0 < value < 2**63),
 }
+_SWITCHES = ("ends", "opens")
 
 
 class Asked(NamedTuple):
@@ -56,11 +58,14 @@ class Reading:
         template: how the context is put into the prompt's last turn (template.py).
         max_length: tokens that it reads; what is longer is refused, never cut.
         ends: whether each text is made to end with the tokenizer's end token; else it is as the chat template gives it.
+        opens: whether each text begins with what the tokenizer puts before a text (its bos token, as a rule), where no
+            chat template says how a conversation begins.
     """
 
     template: str
     max_length: int
     ends: bool = True
+    opens: bool = True
 
     def write(self, folder: Path) -> None:
         """Writes `reward.json`."""
@@ -71,7 +76,7 @@ def reading_of(folder: Path, *, window: int) -> Reading:
     """The `reward.json` of a model's folder.
 
     A reward model from elsewhere has none: it is asked as its chat template says, with the default template of contexts
-    and its whole window.
+    and its whole window. A `reward.json` that does not tell of `opens` is of a model that was trained without.
 
     Args:
         folder: of the model.
@@ -83,13 +88,14 @@ def reading_of(folder: Path, *, window: int) -> Reading:
     path = folder / FILE
     if not path.is_file():
         return Reading(templates.DEFAULT, window, ends=False)
-    held = read_json(path, expected="an object of template, max_length and ends")
+    held = read_json(path, expected="an object of template, max_length, ends and opens")
     check_fields(held if isinstance(held, dict) else {}, _FIELDS, str(path))
-    if odd := sorted(held.keys() - {*_FIELDS, "ends"}):
-        raise ValueError(f"{path}: has the field {odd[0]!r:.60}, expected template, max_length and ends")
-    found = Reading(**held)
-    if type(found.ends) is not bool:
-        raise ValueError(f"{path}: ends is {found.ends!r:.60}, expected true or false")
+    if odd := sorted(held.keys() - {*_FIELDS, *_SWITCHES}):
+        raise ValueError(f"{path}: has the field {odd[0]!r:.60}, expected template, max_length, ends and opens")
+    found = Reading(**{"opens": False, **held})
+    for name in _SWITCHES:
+        if type(getattr(found, name)) is not bool:
+            raise ValueError(f"{path}: {name} is {getattr(found, name)!r:.60}, expected true or false")
     try:
         templates.check(found.template)
     except ValueError as error:
@@ -99,7 +105,7 @@ def reading_of(folder: Path, *, window: int) -> Reading:
 
 def window_of(model: PreTrainedModel) -> int:
     """The tokens that a model can read, as its configuration says; without a limit where it does not say."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31 - 1)
+    return stored.window_of(model.config)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, asked: Asked, reading: Reading) -> list[int]:
@@ -113,10 +119,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, asked: Asked, reading: Reading) -
         {"role": "assistant", "content": asked.response},
     ]
     text = render(tokenizer, turns, prompt=False)
+    begin = opening(tokenizer) if reading.opens and not tokenizer.chat_template else []
     if not reading.ends:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return [*begin, *tokenizer(text, add_special_tokens=False)["input_ids"]]
     end = tokenizer.eos_token_id
-    ids = list(tokenizer(text.rstrip(), add_special_tokens=False)["input_ids"])
+    ids = [*begin, *tokenizer(text.rstrip(), add_special_tokens=False)["input_ids"]]
     return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 

@@ -76,8 +76,8 @@ def build(
         negations: criterion -> its contrary (see `conditions.negated`), besides those of the comparisons' own list.
         samples: for the profiles, from how many of its comparisons each is inferred.
         seed: of nonsense and of the profiles' samples.
-        fits: which questions the scorer can read; a comparison of which it cannot read one is left out and counted.
-            None: all.
+        fits: which questions the scorer can read; a comparison of which it cannot read one is left out and counted,
+            and so are the others of the same two responses. None: all.
         progress: of the scorer.
 
     Returns:
@@ -94,7 +94,7 @@ def build(
     if not rows:
         raise ValueError(
             f"comparisons: none of {len(every)} can be judged, {len(every) - len(strict)} are ties and {len(strict)}"
-            " longer than the model can read; expected some"
+            " longer than the model can read, or of the same responses as one that is; expected some"
         )
     asked = {name: contexts_under(name, rows, listed=listed, seed=seed) for name in CONDITIONS}
     margins: dict[str, Floats] = {}

@@ -74,9 +74,10 @@ def build(sources: list[str], out: Path, *, contexts: str, on_bad_record: str, p
         progress: called with the comparisons read; their number is not known beforehand.
 
     Returns:
-        Counts of comparisons, ties, those without context, prompts, and of skipped records, with those of identical
-        responses among them. Values: comparisons by format, and under `context_free` how many of those that are no tie
-        the best judge gets right who sees no context: on a reversal set exactly half (`reversals.py`).
+        Counts of comparisons, ties, those without context, those with one that are no ties (`in_context`), prompts, and
+        of skipped records, with those of identical responses among them. Values: comparisons by format, and under
+        `context_free` how many of those that are no tie the best judge gets right who sees no context: on a reversal
+        set exactly half (`reversals.py`).
 
     Raises:
         FileNotFoundError: a source does not exist or an empty folder.
@@ -114,7 +115,7 @@ def described(folder: Path) -> tuple[dict[str, int], dict[str, object]]:
 
     The latter is `context_free_best` under `best` and `of`, and under `balanced` whether that is exactly half.
     """
-    counts = {"comparisons": 0, "ties": 0, "without_context": 0}
+    counts = {"comparisons": 0, "ties": 0, "without_context": 0, "in_context": 0}
     prompts: set[bytes] = set()
 
     def strict() -> Iterator[tuple[bytes, bytes, bytes]]:
@@ -123,6 +124,7 @@ def described(folder: Path) -> tuple[dict[str, int], dict[str, object]]:
                 counts["comparisons"] += 1
                 counts["ties"] += row["tie"]
                 counts["without_context"] += row["context"] is None
+                counts["in_context"] += row["context"] is not None and not row["tie"]
                 prompt = _digest(*(part for turn in row["prompt"] for part in (turn["role"], turn["content"])))
                 prompts.add(prompt)
                 if not row["tie"]:

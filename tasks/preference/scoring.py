@@ -45,7 +45,11 @@ class Memory:
         self._known: dict[tuple[str, str | None, str], float] = {}
 
     def readable(self, rows: Sequence[Row], contexts: Sequence[Sequence[str | None]]) -> list[Row]:
-        """The rows of which both responses can be read in each of the contexts beside the row."""
+        """The rows of which both responses can be read in each of the contexts beside the row.
+
+        With a row that cannot be read go the others of the same two responses: one order of a reversal without the
+        other would tell whoever does not look at the context which is chosen.
+        """
         if self._fits is None:
             return [*rows]
         asked = [
@@ -55,8 +59,8 @@ class Memory:
             for response in (row.chosen, row.rejected)
         ]
         read = self._fits([question for _, question in asked])
-        too_long = {place for (place, _), fit in zip(asked, read, strict=True) if not fit}
-        return [row for place, row in enumerate(rows) if place not in too_long]
+        too_long = {rows[place].pair for (place, _), fit in zip(asked, read, strict=True) if not fit}
+        return [row for row in rows if row.pair not in too_long]
 
     def ask(self, rows: Sequence[Row], contexts: Sequence[str | None]) -> tuple[Floats, Floats]:
         """Scores of each row's chosen and rejected response in the context beside it: [n] and [n].

@@ -16,7 +16,7 @@ from longloom.tasks.stage import Work, stage
 ASKING = ("timeout", "retries", "at_once", "per_minute")
 
 
-@stage("comparisons", version=1, runtime=("expected",))
+@stage("comparisons", version=2, runtime=("expected",))
 def _comparisons(work: Work, *, expected: str, sources: list[str], contexts: str, on_bad_record: str) -> Stats:
     from longloom.tasks.preference.pairs import build
 
@@ -25,7 +25,7 @@ def _comparisons(work: Work, *, expected: str, sources: list[str], contexts: str
     return stats
 
 
-@stage("stdlib-comparisons", kind="comparisons", version=1)
+@stage("stdlib-comparisons", kind="comparisons", version=2)
 def _library_comparisons(work: Work, *, side: str, rows: int, seed: int) -> Stats:
     from longloom.tasks.corpus.standard_library.preferences import PREFERENCES
     from longloom.tasks.corpus.standard_library.preferences import build as make
@@ -36,28 +36,28 @@ def _library_comparisons(work: Work, *, side: str, rows: int, seed: int) -> Stat
     return Stats(counts=made.counts | read.counts, values=made.values | read.values)
 
 
-@stage("comparisons-split", kind="comparisons", version=1)
+@stage("comparisons-split", kind="comparisons", version=2)
 def _split(work: Work, **options: Any) -> Stats:
     from longloom.tasks.preference.split import build
 
     return build(work.inputs["comparisons"], work.out, **options)
 
 
-@stage("comparisons-coreset", kind="comparisons", version=1)
+@stage("comparisons-coreset", kind="comparisons", version=2)
 def _chosen(work: Work) -> Stats:
     from longloom.tasks.preference.chosen import build
 
     return build(work.inputs["comparisons"], work.inputs["coreset"], work.out)
 
 
-@stage("reward-model", version=1, resumable=True, gpu=True)
+@stage("reward-model", version=2, resumable=True, gpu=True)
 def _reward_model(work: Work, **options: Any) -> Stats:
     from longloom.tasks.preference.training import build
 
     return build(work.inputs["model"], work.inputs["comparisons"], work.out, progress=work.progress, **options)
 
 
-@stage("reward-warmup", kind="warmup", version=1, gpu=True)
+@stage("reward-warmup", kind="warmup", version=2, gpu=True)
 def _warm_up(work: Work, **options: Any) -> Stats:
     from longloom.tasks.preference.warmup import build
 
@@ -71,7 +71,7 @@ def _import(work: Work, *, source: str) -> Stats:
     return build(source, work.out)
 
 
-@stage("reward-scores", version=1, runtime=("expected",), gpu=True)
+@stage("reward-scores", version=2, runtime=("expected",), gpu=True)
 def _scores(work: Work, *, expected: str, sources: list[str], on_bad_record: str, on_too_long: str) -> Stats:
     from longloom.tasks.preference.scores import build
 
@@ -110,7 +110,7 @@ def _named_contexts(work: Work, *, candidates: int, sampled: int, seed: int, **e
     )
 
 
-@stage("preference-evaluation", version=2, gpu=True)
+@stage("preference-evaluation", version=3, gpu=True)
 def _evaluation(work: Work, **options: Any) -> Stats:
     from longloom.tasks.preference.evaluation import build
     from longloom.tasks.preference.scorer import load_scorer
@@ -138,7 +138,7 @@ def _judge(work: Work, *, sampled: int, seed: int, **endpoint: Any) -> Stats:
     )
 
 
-@stage("best-of", version=1, runtime=("expected",), gpu=True)
+@stage("best-of", version=2, runtime=("expected",), gpu=True)
 def _best_of(work: Work, *, expected: str, sources: list[str], on_bad_record: str) -> Stats:
     from longloom.tasks.preference.best_of import build
     from longloom.tasks.preference.scorer import load_scorer

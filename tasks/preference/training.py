@@ -72,7 +72,8 @@ def build(
         centre: weight of the pair's squared sum, which keeps scores around 0.
         template: how the context is put into the prompt.
         max_length: tokens of a text, no more than the model's window; none is cut.
-        on_too_long: `stop` at a comparison with a longer text, or `skip` and count them.
+        on_too_long: `stop` at a comparison with a longer text, or `skip` and count them and the others of the same two
+            responses, so that a reversal goes whole.
         seed: of the head, the adapters and the order.
         progress: tokens read, and in all.
 
@@ -159,15 +160,19 @@ def read_pairs(
 ) -> tuple[list[Pair], dict[str, int]]:
     """The comparisons that teach an order, encoded; how many are `without_context`, `ties`, `too_long`.
 
+    With one that is too long go the others of the same two responses; `too_long` counts all of them.
+
     Raises:
         ValueError: a chat template that refuses a conversation, a text too long, nothing left; named by the row's id.
     """
-    pairs = []
-    told = {"without_context": 0, "ties": 0, "too_long": 0}
+    pairs: list[Pair] = []
+    contexts: list[str | None] = []
+    too_long: set[tuple[str, ...]] = set()
+    ties = 0
     table = read_table(comparisons, NAME)
     for row in table.to_pylist():
         if row["tie"]:
-            told["ties"] += 1
+            ties += 1
             continue
         try:
             chosen, rejected = (
@@ -176,20 +181,27 @@ def read_pairs(
             )
         except ValueError as error:
             raise ValueError(f"comparison {row['id']!r}: {error}") from None
+        turns = (part for turn in row["prompt"] for part in (turn["role"], turn["content"]))
+        of = (*turns, *sorted((row["chosen"], row["rejected"])))
         if (longest := max(len(chosen), len(rejected))) > reading.max_length:
             if on_too_long == "stop":
                 raise ValueError(
                     f"comparison {row['id']!r}: {longest} tokens with its prompt, expected at most"
                     f" {reading.max_length}; raise max_length as far as the model's window goes, or skip such ones"
                 )
-            told["too_long"] += 1
-            continue
-        told["without_context"] += row["context"] is None
-        turns = (part for turn in row["prompt"] for part in (turn["role"], turn["content"]))
-        pairs.append(Pair(chosen, rejected, (*turns, *sorted((row["chosen"], row["rejected"])))))
-    if not pairs:
+            too_long.add(of)
+        pairs.append(Pair(chosen, rejected, of))
+        contexts.append(row["context"])
+    # One order of a reversal without the other would teach a preference that needs no context.
+    kept = [place for place, pair in enumerate(pairs) if pair.of not in too_long]
+    told = {
+        "without_context": sum(contexts[place] is None for place in kept),
+        "ties": ties,
+        "too_long": len(pairs) - len(kept),
+    }
+    if not kept:
         raise ValueError(
-            f"comparisons: none of {len(table)} is left to train on ({told['ties']} ties, {told['too_long']} longer"
-            f" than {reading.max_length} tokens)"
+            f"comparisons: none of {len(table)} is left to train on ({ties} ties, {told['too_long']} longer than"
+            f" {reading.max_length} tokens, or of the same responses as one that is)"
         )
-    return pairs, told
+    return [pairs[place] for place in kept], told

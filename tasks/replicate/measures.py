@@ -119,7 +119,10 @@ def _correlations(found: Evidence, task: str, *, small: bool = False) -> list[fl
             if (row["set"], row["task"], row["measure"], row["rule"]) == ("held-out", task, "task-gram", "all")
         ]
         rows.sort(key=lambda row: (row["parameters"], row["model"] == "base"))
-        values.append((rows[0] if small else rows[-1])["rho"])
+        rho = (rows[0] if small else rows[-1])["rho"] if rows else None
+        if rho is None:
+            raise Missing("its correlation is not defined: too few points")
+        values.append(rho)
     return values
 
 
@@ -190,6 +193,8 @@ def _extended(found: Evidence) -> Values:
     after = []
     for old, new in zip(found.seeds("extension/before/full"), found.seeds("extension/after/full"), strict=True):
         rows = [row for row in _rows(new / "samples.parquet") if row["length"] > window_of(old)]
+        if not rows:
+            raise Missing("no sample is longer than the window before extension")
         after.append(_mean([100 * row["score"] for row in rows]))
     before = _found(found.scores("extension/before/full", beyond=False), "the model before extension")
     return _share(after, before)

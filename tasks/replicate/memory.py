@@ -139,12 +139,12 @@ def _longest(way: str) -> int:
 def _errors(place: Path, seed: int) -> dict[str, float]:
     """How far loss and gradients are from those of an ordinary step, relative.
 
-    In float64, but for what the model itself computes in float32 (norms).
+    In float64, but for what the model itself computes in float32 (norms); on the CPU, GPU or not.
     """
     ids = [torch.randint(100, (1, tokens), generator=torch.Generator().manual_seed(seed)) for tokens in LENGTHS]
     steps = []
     for tiled in (False, True):
-        model, _ = load_model(place)
+        model, _ = load_model(place, device="cpu")
         model = model.double().train()
         model.config.use_cache = False
         with minisequence(model, rows=64) if tiled else nullcontext():

@@ -25,7 +25,7 @@ def _memory(work: Work, *, seeds: int) -> Stats:
     return build(work.inputs["model"], work.out, seeds=seeds, progress=work.progress)
 
 
-@stage("replicate", version=2)
+@stage("replicate", version=3)
 def _replicate(work: Work, *, papers: list[str], claims: str) -> Stats:
     from longloom.tasks.replicate.build import build
 

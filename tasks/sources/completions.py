@@ -16,11 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longloom.kernels.huggingface.greedy import greedy
-from longloom.kernels.huggingface.load import load_model
+from longloom.kernels.huggingface.load import load_model, window_of
 from longloom.storage.parquet import FileWriter, files_of
 from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
-from longloom.tasks.trace.probabilities import window_of
 
 SUITE, POLICY = "completion", "greedy"
 
@@ -67,7 +66,7 @@ def build(
         ValueError: a window without room, or no document that is long enough.
     """
     network, tokenizer = load_model(model, device=device)
-    window = window_of(network)
+    window = window_of(network.config)
     room = prompt_tokens if window is None else min(prompt_tokens, window - new_tokens)
     if room < 1:
         raise ValueError(f"new_tokens is {new_tokens}, expected less than the model's window of {window}")

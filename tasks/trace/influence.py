@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from longloom.kernels.huggingface.load import load_model
+from longloom.kernels.huggingface.load import load_model, window_of
 from longloom.storage.parquet import FileWriter, read_table
 from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.trace.lookups import Corpus, Tokens, tokens_of
 from longloom.tasks.trace.pairs import KEPT
-from longloom.tasks.trace.probabilities import window_of
 from longloom.tasks.trace.records import Record, load
 from longloom.tasks.training.checkpoints import STEP, TOLD
 from longloom.tasks.training.watched import CHECKPOINTS
@@ -148,7 +147,7 @@ def gradient(
         None if no token is left there that something stands before.
     """
     encoded: Any = tokenizer(text, return_offsets_mapping=True, verbose=False)
-    kept = min(LONGEST, window_of(model) or LONGEST)
+    kept = min(LONGEST, window_of(model.config) or LONGEST)
     ids = torch.tensor(encoded["input_ids"][-kept:], device=model.device)
     inside = torch.tensor([end > max(first, begin) for first, end in encoded["offset_mapping"][-kept:]])
     labelled = inside[1:].nonzero()[:, 0]

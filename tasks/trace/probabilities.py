@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from longloom.kernels.huggingface.load import window_of
 from longloom.tasks.progress import Progress, silent
 
 #: Tokens that go through a model at once: their logits are what fills the memory.
@@ -51,12 +52,6 @@ class TokenScores:
         return None if not len(logs) or np.isnan(logs).any() else float(logs.sum())
 
 
-def window_of(model: PreTrainedModel) -> int | None:
-    """The most tokens that a model reads; None where its configuration tells none."""
-    found = getattr(model.config, "max_position_embeddings", None)
-    return int(found) if found else None
-
-
 @torch.inference_mode()
 def score_texts(
     model: PreTrainedModel,
@@ -82,7 +77,7 @@ def score_texts(
         raise ValueError(
             f"tokenizer {type(tokenizer).__name__}: does not tell where its tokens stand, expected a fast one"
         )
-    window = window_of(model)
+    window = window_of(model.config)
     ids: list[list[int]] = []
     offsets: list[np.ndarray] = []
     cut: list[bool] = []

@@ -19,11 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from longloom.evals.longbench.metrics import qa_f1
 from longloom.evals.matching import normalize_answer
 from longloom.kernels.huggingface.greedy import greedy
-from longloom.kernels.huggingface.load import load_model
+from longloom.kernels.huggingface.load import load_model, window_of
 from longloom.storage.parquet import FileWriter, read_table
 from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
-from longloom.tasks.trace.probabilities import TokenScores, score_texts, window_of
+from longloom.tasks.trace.probabilities import TokenScores, score_texts
 from longloom.tasks.trace.records import Record, load
 
 #: One row a token; `begin` and `end` in characters of prompt and output together, `log_p` natural, null where nothing
@@ -66,7 +66,7 @@ def build(
         ValueError: a model that cannot be loaded, a generation that leaves no room for a prompt.
     """
     network, tokenizer = load_model(model, device=device, dtype=dtype)
-    window = window_of(network)
+    window = window_of(network.config)
     if window is not None and new_tokens >= window:
         raise ValueError(f"new_tokens is {new_tokens}, expected less than the model's window of {window}")
     examples = load(records)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from longloom.evals.chatrag.prompt import INSTRUCTIONS, SYSTEM, Instruction, assemble
-from longloom.tasks.training.sft import opening
+from longloom.tasks.training.sft import opening, with_opening
 
 #: Kind of answer -> instruction: those of the evaluation, and two that training sets have besides: arithmetic
 #: (arXiv 2401.10225, appendix A: TAT-QA), and none for plain instructions, which say themselves what they want.
@@ -37,15 +37,15 @@ KIND_OF_SET = {
     "NarrativeQA_131072": "span",
 }
 
-#: For the tuned model's tokenizer, so that whatever asks it in turns asks as it was trained: a system message stands
-#: where the context does, and what tools say is told by the user.
-CHAT_TEMPLATE = (
+#: A system message stands where the context does, what tools say is told by the user, and the last answer alone ends.
+_TEMPLATE = (
     f'{{{{ "{SYSTEM}\\n\\n" }}}}'
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}Assistant: {{ message['content'] }}{{ eos_token }}"
+    "{% elif message['role'] == 'assistant' %}Assistant: {{ message['content'] }}"
     "{% else %}User: {{ message['content'] }}{% endif %}"
-    "{{ '\\n\\n' }}"
+    "{% if message['role'] == 'assistant' and loop.last and not add_generation_prompt %}{{ eos_token }}"
+    "{% else %}{{ '\\n\\n' }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
@@ -66,6 +66,17 @@ class Encoded(NamedTuple):
     ids: npt.NDArray[np.int32]
     answer: int
     cut: bool
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """For the tuned model's tokenizer, so that whatever asks it in turns asks as it was trained.
+
+    Rendered and tokenised without additions, a conversation of at most seven turns has the ids of `encode`.
+
+    Raises:
+        ValueError: the tokenizer does not read what it puts before a text back from text.
+    """
+    return with_opening(tokenizer, _TEMPLATE, beginning=SYSTEM)
 
 
 class _Parts(NamedTuple):

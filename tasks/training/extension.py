@@ -23,7 +23,8 @@ from longloom.tasks.training.accounting import plan
 from longloom.tasks.training.checkpoints import leave_kept
 from longloom.tasks.training.loop import Batch, linear, train, write_rows
 from longloom.tasks.training.pack import read_rows
-from longloom.tasks.training.rope import check_masked, extend_rope
+from longloom.tasks.training.rope import extend_rope
+from longloom.tasks.training.stored import dtype_of, save
 from longloom.tasks.training.watched import keep_speed
 
 ROWS = 200
@@ -49,7 +50,8 @@ def build(
     progress: Progress = silent,
 ) -> Stats:
     """Writes a model folder of the new window with its tokenizer, `training.parquet`, `extension.json` (the
-    window before, the rotary parameters, what was read) and `speed.parquet` (volatile).
+    window before, the rotary parameters, what was read) and `speed.parquet` (volatile). Weights are trained in float32
+    and saved in the type in which the model is stored.
 
     Args:
         model: a model folder.
@@ -66,11 +68,10 @@ def build(
         progress: tokens seen.
 
     Raises:
-        ValueError: positions that do not fit the model; a document mask with rope `dynamic`; offload without recompute.
+        ValueError: positions that do not fit the model; offload without recompute.
     """
     rows, numbers = read_rows(packed)
     length = numbers["length"]
-    check_masked(rope, masked=rows.masked)
     if offload and not recompute:
         raise ValueError("offload: what waits in host memory are the checkpoints of recompute, expected both")
     window = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
@@ -104,7 +105,7 @@ def build(
         )
     network.activation_checkpointing_disable()
     network.config.use_cache = True
-    network.save_pretrained(out)
+    save(network, out, dtype=dtype_of(model))
     tokenizer.model_max_length = length
     tokenizer.save_pretrained(out)
     write_rows(log, out)

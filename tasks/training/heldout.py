@@ -22,6 +22,7 @@ from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.mix import IGNORE
 from longloom.tasks.training.sft import encode_named, pad
+from longloom.tasks.training.stored import window_of
 
 #: A row an example: tokens is how many are predicted, loss their mean cross-entropy in nats.
 SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("tokens", pa.int64()), ("loss", pa.float64())])
@@ -49,7 +50,7 @@ def build(model: Path | str, instructions: Path, out: Path, *, max_length: int, 
         ValueError: no example with a label; one that the chat template refuses; a loss that is not finite.
     """
     network, tokenizer = load_model(model, dtype="float32")
-    max_length = min(max_length, network.config.max_position_embeddings)
+    max_length = min(max_length, window_of(network.config))
     pool = read_table(instructions, "instructions", columns=["id", "source", "messages"])
     examples = zip(pool["id"].to_pylist(), pool["messages"].to_pylist(), strict=True)
     encoded = [encode_named(tokenizer, name, messages, max_length=max_length) for name, messages in examples]

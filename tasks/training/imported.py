@@ -12,22 +12,28 @@ PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*"
 
 
 def revision(name: str) -> str:
-    """`hub:<name>@<commit>` of a model on the hub.
+    """`hub:<name>@<commit>` of a model on the hub: its newest; where the hub does not answer, the local cache's.
 
     Raises:
-        ValueError: there is no such folder and no such model, or the hub cannot be reached.
+        ValueError: there is no such folder and no such model, or neither the hub nor its local cache gives it.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.file_download import repo_folder_name
 
     try:
-        found = HfApi().model_info(name).sha
+        found = HfApi().model_info(name, timeout=10).sha
     except HFValidationError:
         raise ValueError(f"model {name!r}: no such folder, and no name that the hub could know") from None
     except Exception as error:  # beside its own errors, those of whichever HTTP library the hub's package uses
-        raise ValueError(
-            f"model {name!r}: no such folder, and the hub does not give it ({type(error).__name__})"
-        ) from None
+        place = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "refs" / "main"
+        if not place.is_file():
+            raise ValueError(
+                f"model {name!r}: no such folder, and neither the hub nor its local cache gives it"
+                f" ({type(error).__name__})"
+            ) from None
+        found = place.read_text(encoding="utf-8").strip()
     return f"hub:{name}@{found}"
 
 

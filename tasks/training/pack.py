@@ -21,6 +21,7 @@ from longloom.tasks.ngrams.encode import Encoder, TokenizerEncoder
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.accounting import account
 from longloom.tasks.training.packing import Rows, open_rows, parting, write_stream
+from longloom.tasks.training.stored import window_of
 from longloom.tasks.training.upsampling import draw
 
 ROWS_FILE, ACCOUNTING = "rows.bin", "accounting.json"
@@ -74,8 +75,7 @@ def build(
         separator, bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id, text=encoder.encode([text])[0].tolist()
     )
     if long is None:
-        config: Any = AutoConfig.from_pretrained(model).get_text_config()
-        long = int(config.max_position_embeddings)
+        long = window_of(AutoConfig.from_pretrained(model))
     ids, sources, lengths = _encode(corpus, encoder, out / "tokens.bin", progress)
     draws = draw(lengths, sources, long=long, short_share=short_share, tokens=tokens, seed=seed)
     offsets = np.concatenate([[0], np.cumsum(lengths)])

@@ -1,7 +1,8 @@
 """Perplexity by position: how well a model predicts text at every depth of a context, under a KV policy.
 
 The context is cut into equal stretches. Of each the second half is predicted, so that the first has a context too, and
-the same texts are read whatever the model and the policy.
+the same texts are read whatever the model and the policy. Before each stands what the tokenizer puts before a text
+(a bos token, for most), as the model has seen it in training; it is not predicted.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from longloom.storage.stats import Stats
 from longloom.tasks.longcontext.perplexity import perplexity_at
 from longloom.tasks.ngrams.encode import TokenizerEncoder
 from longloom.tasks.progress import Progress, silent
+from longloom.tasks.training.sft import opening
 
 #: Stretches of a context.
 STRETCHES = 16
@@ -47,7 +49,7 @@ def build(
         model: a model folder.
         corpus: a corpus artifact that the model was not trained on.
         out: the artifact's folder.
-        length: of the contexts, in tokens; may exceed the model's window.
+        length: of the contexts, in tokens of the corpus; may exceed the model's window.
         texts: contexts, at equal distances in the corpus.
         policy, options: the KV policy.
         progress: texts read, and in all.
@@ -67,10 +69,11 @@ def build(
     begins = np.linspace(0, len(stream) - length, texts).astype(int).tolist()
     ends = [length * (number + 1) // STRETCHES for number in range(STRETCHES)]
     tokens = length // STRETCHES // 2
+    before = opening(tokenizer)
     found = perplexity_at(
         network,
-        [stream[begin : begin + length].tolist() for begin in begins],
-        ends,
+        [before + stream[begin : begin + length].tolist() for begin in begins],
+        [len(before) + end for end in ends],
         tokens=tokens,
         policy=get_policy(policy, **options),
         progress=progress,

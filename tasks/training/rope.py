@@ -1,8 +1,9 @@
 """Rotary positions for a longer window: another base, or a scaling that transformers knows.
 
 Base change is what ChatQA 2 does (arXiv 2407.14482, section 3.1): only `rope_theta` grows. The other types scale the
-frequencies: linear (position interpolation, arXiv 2306.15595), dynamic (NTK-aware, by the sequence's length), yarn
-(arXiv 2309.00071) and llama3 (Llama 3.1). What a type is made of is transformers' `modeling_rope_utils`.
+frequencies: linear (position interpolation, arXiv 2306.15595), yarn (arXiv 2309.00071) and llama3 (Llama 3.1). What a
+type is made of is transformers' `modeling_rope_utils`. Its `dynamic` is none of them: the formula takes the window in
+the configuration for the one that the model was trained in, so a model could never tell that its window has grown.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 #: `base` keeps the model's own type.
-KINDS = ("base", "linear", "dynamic", "yarn", "llama3")
+KINDS = ("base", "linear", "yarn", "llama3")
 #: Of Llama 3.1: wavelengths above window / low are scaled by the whole factor, those below window / high not at all.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 #: Layers of full attention, where a model has rotary positions of several kinds (Gemma 3); windows do not grow.
@@ -63,26 +64,8 @@ def extend_rope(config: PreTrainedConfig, *, kind: str, length: int, base: float
         if kind == "llama3":
             own |= _LLAMA3
     text.rope_parameters = {**everything, _FULL: own} if nested else own
-    if kind != "dynamic":  # whose formula takes the window for the one that the model was trained in
-        text.max_position_embeddings = length
+    text.max_position_embeddings = length
     return own
-
-
-def check_masked(kind: str, *, masked: bool) -> None:
-    """Refuses frequencies that hang on the order of rows: a training that goes on after a kill would not be the same.
-
-    Args:
-        kind: one of `KINDS`.
-        masked: whether positions begin anew in each document of a row.
-
-    Raises:
-        ValueError: `dynamic` with such a mask; its frequencies follow the longest sequence seen so far.
-    """
-    if kind == "dynamic" and masked:
-        raise ValueError(
-            "rope 'dynamic': its frequencies follow the longest document seen so far, which with a document mask"
-            " another row changes; expected another type or separator"
-        )
 
 
 def _width(config: Any, own: dict[str, Any]) -> int:

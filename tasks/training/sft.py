@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from longloom.evals.protocol import chat_text
 from longloom.storage.parquet import read_table
 from longloom.tasks.training.mix import IGNORE
 
@@ -19,7 +21,7 @@ from longloom.tasks.training.mix import IGNORE
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
     "{{ message['role'].capitalize() }}: {{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
@@ -38,13 +40,9 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]
     """
     template = None if tokenizer.chat_template else PLAIN_TEMPLATE
     try:
-        text = tokenizer.apply_chat_template(
-            list(messages), chat_template=template, tokenize=False, add_generation_prompt=prompt
-        )
+        return chat_text(tokenizer, messages, prompt=prompt, template=template)
     except TemplateError as error:
         raise ValueError(f"the tokenizer's chat template refuses the conversation: {error}") from None
-    assert isinstance(text, str)
-    return text
 
 
 def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -55,6 +53,29 @@ def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return whole[: next((place for place in places if whole[place : place + len(bare)] == bare), 0)]
 
 
+def with_opening(tokenizer: PreTrainedTokenizerBase, template: str, *, beginning: str) -> str:
+    """A chat template with `opening` in front of it, for rendered text is tokenised without additions.
+
+    Args:
+        tokenizer: of the model.
+        template: prints no bos token itself.
+        beginning: of a text that it makes, two words at least.
+
+    Raises:
+        ValueError: the tokenizer does not read its own opening back from text.
+    """
+    first = opening(tokenizer)
+    if not first:
+        return template
+    text = "".join(tokenizer.convert_ids_to_tokens(first))
+    expected = first + tokenizer(beginning, add_special_tokens=False)["input_ids"]
+    # Some vocabularies put a blank before a text's first word alone (Llama 2, Mistral): behind a token it must be said.
+    for joint in ("", " "):
+        if tokenizer(f"{text}{joint}{beginning}", add_special_tokens=False)["input_ids"] == expected:
+            return f"{{{{ {json.dumps(text + joint, ensure_ascii=False)} }}}}{template}"
+    raise ValueError(f"tokenizer: puts {text!r} before a text, and reads it back as other tokens, expected the same")
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], *, max_length: int
 ) -> tuple[list[int], list[int]]:
@@ -62,7 +83,8 @@ def encode(
 
     The whole text is tokenised once, so the ids are those the model meets at inference; the offsets tell which of
     them belong to an answer. A chat template says itself how a conversation begins; without one it begins with what the
-    tokenizer puts before every text. Longer examples lose their beginning: the answers stand at the end.
+    tokenizer puts before every text. Longer examples lose their beginning, since the answers stand at the end, but
+    keep what the tokenizer puts before every text, or the bos token that the template prints there.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -70,8 +92,8 @@ def encode(
         max_length: tokens to keep.
 
     Returns:
-        input ids; labels, equal to the ids within the assistant's content and its end token and -100 elsewhere;
-        an assistant's turn that opens the conversation answers nothing and has none.
+        input ids; labels, equal to the ids within the assistant's content and its end token, where the template has
+        one, and -100 elsewhere; an assistant's turn that opens the conversation answers nothing and has none.
 
     Raises:
         ValueError: the chat template refuses the conversation, or changes earlier turns when later ones are added.
@@ -83,6 +105,8 @@ def encode(
             continue
         before = render(tokenizer, messages[:index], prompt=True)
         upto = render(tokenizer, messages[: index + 1], prompt=False)
+        if tokenizer.eos_token and not text.startswith(upto):  # a template that ends the last answer alone
+            upto = upto.removesuffix(tokenizer.eos_token)
         if not (upto.startswith(before) and text.startswith(upto)):
             raise ValueError("chat template: rewrites earlier turns, expected one that only appends")
         end = upto.rfind(tokenizer.eos_token, len(before)) if tokenizer.eos_token else -1
@@ -94,9 +118,14 @@ def encode(
         token if any(start <= left and right <= end for start, end in spans) else IGNORE
         for token, (left, right) in zip(ids, encoded["offset_mapping"], strict=True)
     ]
-    first = [] if tokenizer.chat_template else opening(tokenizer)
-    ids, labels = first + ids, [IGNORE] * len(first) + labels
-    return ids[-max_length:], labels[-max_length:]
+    if tokenizer.chat_template:
+        kept = int(bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token)))
+    else:
+        first = opening(tokenizer)
+        ids, labels, kept = first + ids, [IGNORE] * len(first) + labels, len(first)
+    kept = min(kept, max_length)
+    tail = max(kept, len(ids) - max_length + kept)
+    return ids[:kept] + ids[tail:], labels[:kept] + labels[tail:]
 
 
 def encode_named(

@@ -25,13 +25,14 @@ from longloom.storage.parquet import count_rows, iter_batches
 from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.blend import draw
-from longloom.tasks.training.chatqa_prompt import CHAT_TEMPLATE, Encoded, encode
+from longloom.tasks.training.chatqa_prompt import Encoded, chat_template, encode
 from longloom.tasks.training.checkpoints import leave_kept
 from longloom.tasks.training.conversations import NAME, SCHEMA
 from longloom.tasks.training.finetune import ROWS, SAVES, WARMUP_SHARE, with_lora
 from longloom.tasks.training.loop import Batch, linear, train, write_rows
 from longloom.tasks.training.mix import IGNORE
 from longloom.tasks.training.sft import epoch_batches, pad
+from longloom.tasks.training.stored import dtype_of, save, window_of
 from longloom.tasks.training.watched import keep_speed
 
 _READ_ROWS = 64
@@ -70,7 +71,8 @@ def build(
 ) -> Stats:
     """Trains and writes a model folder with `training.parquet` and `blend.parquet`.
 
-    The tokenizer gets ChatQA's prompt as its chat template.
+    The tokenizer gets ChatQA's prompt as its chat template. Weights are trained in float32 and saved in the type in
+    which the model is stored.
 
     Args:
         model: a model folder or a hub name; of a later stage, what the one before wrote.
@@ -88,11 +90,12 @@ def build(
         progress: real tokens seen.
 
     Raises:
-        ValueError: a length beyond the model's window; no example that fits.
+        ValueError: a length beyond the model's window; no example that fits; adapters for projections of unknown names.
     """
+    stored = dtype_of(model)
     network, tokenizer = load_model(model, dtype="float32")
-    tokenizer.chat_template = CHAT_TEMPLATE
-    check_window(network.config.max_position_embeddings, {part["stage"]: part["max_length"] for part in parts})
+    tokenizer.chat_template = chat_template(tokenizer)
+    check_window(window_of(network.config), {part["stage"]: part["max_length"] for part in parts})
     examples, table = _examples(tokenizer, sets, parts, seed)
     if not examples:
         raise ValueError(f"stages: none of {sum(part['examples'] for part in parts)} examples fits its max_length")
@@ -132,7 +135,7 @@ def build(
             progress=progress,
         )
     merged = trained.merge_and_unload() if isinstance(trained, PeftModel) else trained
-    merged.save_pretrained(out)
+    save(merged, out, dtype=stored)
     tokenizer.save_pretrained(out)
     write_rows(logged, out)
     pq.write_table(pa.Table.from_pylist(table, BLEND), out / "blend.parquet", compression="zstd")

@@ -39,14 +39,14 @@ def _import(work: Work, *, source: str) -> Stats:
     return build(source, work.out)
 
 
-@stage("warmup", version=2, gpu=True)
+@stage("warmup", version=3, gpu=True)
 def _warmup(work: Work, **options: Any) -> Stats:
     from longloom.tasks.training.warmup import build
 
     return build(work.inputs["model"], work.inputs["instructions"], work.out, progress=work.progress, **options)
 
 
-@stage("finetune", kind="model", version=2, resumable=True, gpu=True)
+@stage("finetune", kind="model", version=3, resumable=True, gpu=True)
 def _finetune(work: Work, **options: Any) -> Stats:
     from longloom.tasks.training.finetune import build
 
@@ -67,7 +67,7 @@ def _split(work: Work, **options: Any) -> Stats:
     return build(work.inputs["instructions"], work.out, **options)
 
 
-@stage("heldout", version=2, gpu=True)
+@stage("heldout", version=3, gpu=True)
 def _heldout(work: Work, *, max_length: int) -> Stats:
     from longloom.tasks.training.heldout import build
 
@@ -83,14 +83,14 @@ def _pack(work: Work, **options: Any) -> Stats:
     return build(work.inputs["model"], work.inputs["corpus"], work.out, progress=work.progress, **options)
 
 
-@stage("extend", kind="model", version=1, resumable=True, gpu=True)
+@stage("extend", kind="model", version=2, resumable=True, gpu=True)
 def _extend(work: Work, **options: Any) -> Stats:
     from longloom.tasks.training.extension import build
 
     return build(work.inputs["model"], work.inputs["packed"], work.out, progress=work.progress, **options)
 
 
-@stage("positions", version=1, gpu=True)
+@stage("positions", version=2, gpu=True)
 def _positions(work: Work, **options: Any) -> Stats:
     from longloom.tasks.training.positions import build
 
@@ -125,7 +125,7 @@ def _synthesis(work: Work, **options: Any) -> Stats:
     )
 
 
-@stage("tune", kind="model", version=2, resumable=True, gpu=True)
+@stage("tune", kind="model", version=3, resumable=True, gpu=True)
 def _tune(work: Work, **options: Any) -> Stats:
     from longloom.tasks.training.stages import build
 
@@ -196,15 +196,12 @@ def heldout_loss(
     return _heldout(store, {"model": model, "instructions": instructions}, label=label, max_length=max_length)
 
 
-def check_extension(
-    store: Store, model: ArtifactRef, *, length: int, separator: str, rope: str, base: float | None
-) -> None:
+def check_extension(store: Store, model: ArtifactRef, *, length: int, rope: str, base: float | None) -> None:
     """Finds what cannot be extended before anything is packed or trained (ValueError)."""
     from transformers import AutoConfig
 
-    from longloom.tasks.training.rope import check_masked, extend_rope
+    from longloom.tasks.training.rope import extend_rope
 
-    check_masked(rope, masked=separator == "mask")
     extend_rope(AutoConfig.from_pretrained(store.open(model)), kind=rope, length=length, base=base)
 
 
@@ -264,9 +261,10 @@ def check_lengths(store: Store, model: ArtifactRef, lengths: Mapping[str, int]) 
     from transformers import AutoConfig
 
     from longloom.tasks.training.stages import check_window
+    from longloom.tasks.training.stored import window_of
 
     config = AutoConfig.from_pretrained(store.open(model), local_files_only=True)
-    check_window(config.max_position_embeddings, lengths)
+    check_window(window_of(config), lengths)
 
 
 def read_conversations(

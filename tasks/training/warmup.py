@@ -24,6 +24,7 @@ from longloom.tasks.training.checkpoints import mean_rates, spaced
 from longloom.tasks.training.finetune import WARMUP_SHARE, with_lora
 from longloom.tasks.training.loop import Batch, linear, train, write_rows
 from longloom.tasks.training.sft import encode_all, epoch_batches, load_examples, pad
+from longloom.tasks.training.stored import window_of
 from longloom.tasks.training.watched import CHECKPOINTS, keep_speed
 
 
@@ -61,13 +62,13 @@ def build(
         progress: real tokens seen.
 
     Raises:
-        ValueError: no example with a label; one that the chat template refuses.
+        ValueError: no example with a label; one that the chat template refuses; projections of unknown names.
     """
     network, tokenizer = load_model(model, dtype="float32")
     pool = load_examples(instructions)
     count = min(len(pool), max(round(share * len(pool)), checkpoints * batch))
     chosen = np.sort(np.random.default_rng(seed).permutation(len(pool))[:count]).tolist()
-    max_length = min(max_length, network.config.max_position_embeddings)
+    max_length = min(max_length, window_of(network.config))
     examples, without = encode_all(tokenizer, [pool[row] for row in chosen], max_length=max_length)
     if not examples:
         raise ValueError(f"instructions: none of {count} sampled examples has an answer within {max_length} tokens")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from longloom.evals.protocol import DoesNotFit, Request, encode, prepare, render
+from longloom.evals.protocol import DoesNotFit, Request, chat_text, encode, prepare, render
 
 WORDS = " ".join(f"w{number:03}" for number in range(300))
 
@@ -19,6 +21,21 @@ def test_a_short_prompt_is_left_alone(tokenizer: PreTrainedTokenizerFast) -> Non
     assert not prepared.truncated
     plain = prepare(Request("b", chat=False, prefix="d"), tokenizer, room=100, limit=None)
     assert tokenizer.decode(plain.ids) == "bd"
+
+
+@pytest.mark.parametrize("beginning", ["", "\n", "{% set said = 1 %}\n"])
+def test_a_template_that_prints_the_day_prints_the_same_on_every_day(
+    tokenizer: PreTrainedTokenizerFast, beginning: str
+) -> None:
+    dated = copy(tokenizer)
+    # As Llama 3.2's asks for it.
+    asks = "{%- if strftime_now is defined %}{%- set day = strftime_now('%d %b %Y') %}{%- endif %}Today: {{ day }}"
+    dated.chat_template = f"{beginning}{asks}{tokenizer.chat_template}"
+    expected = f"{'' if '{' in beginning else beginning.rstrip()}Today: 26 Jul 2024<|user|>b<|end|><|assistant|>"
+    assert tokenizer.decode(render(Request("b"), dated, "b")) == expected
+    turns = [{"role": "user", "content": "b"}]
+    assert chat_text(dated, turns, prompt=True) == expected
+    assert chat_text(tokenizer, turns, prompt=False, template=dated.chat_template) + "<|assistant|>" == expected
 
 
 def test_the_middle_is_cut_before_the_template(tokenizer: PreTrainedTokenizerFast) -> None:

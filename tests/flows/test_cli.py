@@ -278,7 +278,7 @@ def test_no_run_starts_until_gc_has_ended(tmp_path: Path, monkeypatch: pytest.Mo
     held: list[str] = []
 
     def holding(name: str, found: list[Any]) -> Callable[..., list[Any]]:
-        def call(place: Store, *_: Any) -> list[Any]:
+        def call(place: Store, *_: Any, **__: Any) -> list[Any]:
             with pytest.raises(Timeout):
                 starting(place).acquire(blocking=False)
             held.append(name)

@@ -84,8 +84,7 @@ def test_a_run_measures_trains_and_reports_and_its_model_can_be_used(run: Run, i
         (("--pack.length", "1"), "length: Input should be greater than or equal to 2"),
         (("--base", "5"), "base is 5, expected at least the model's 10,000"),
         (("--pack.length", "1000000"), "expected at least one row of 1,000,000"),
-        (("--rope", "dynamic"), "rope dynamic with texts 1"),
-        (("--rope", "dynamic", "--texts", "0", "--pack.separator", "mask"), "rope 'dynamic': its frequencies follow"),
+        (("--rope", "dynamic"), "rope: Input should be 'base', 'linear', 'yarn' or 'llama3'"),
         (("--offload", "--no-recompute"), "offload without recompute"),
         (("--dry-run", "--export", "there"), "--export there with --dry-run"),
         (("--held-out.sources", "nowhere"), "nowhere"),
@@ -101,4 +100,3 @@ def test_bad_wishes_are_one_line(run: Run, inputs: Path, store: Store, options: 
 def test_parameters_that_exclude_each_other() -> None:
     with pytest.raises(ValidationError, match="offload without recompute"):
         ExtendParams(offload=True, recompute=False)
-    assert ExtendParams(rope="dynamic", texts=0).rope == "dynamic"

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from longloom.flows.model import is_small
 from longloom.flows.params import (
+    SMALL,
     STAGES,
     CorpusParams,
     FinetuneParams,
@@ -20,8 +24,10 @@ from longloom.flows.params import (
 )
 from longloom.flows.params_coreset import CoresetParams
 from longloom.flows.params_evaluate import EvaluateParams, HeadsParams, parse_policy
-from longloom.flows.params_pipeline import PipelineParams
+from longloom.flows.params_extend import ExtendParams
+from longloom.flows.params_pipeline import PipelineFinetuneParams, PipelineParams
 from longloom.flows.params_tune import TuneParams
+from longloom.storage.refs import ArtifactRef
 
 ALL = (
     *(CorpusParams, IndexParams, ModelParams, PretrainParams, InstructionsParams),
@@ -103,6 +109,27 @@ def test_records_are_derived_from_the_standard_library_alone() -> None:
     PipelineParams.model_validate({"corpus": docs, "until_stage": "finetune"})
     PipelineParams.model_validate({"corpus": docs, "evaluate": {"data": "records"}})
     PipelineParams.model_validate({"corpus": docs, "evaluate": {"suite": "needle"}})
+
+
+@pytest.mark.parametrize(("of_bytes", "small"), [(4_500_000, True), (SMALL, True), (SMALL + 1, False)])
+def test_the_size_of_a_model_decides_how_it_is_trained(of_bytes: int, small: bool) -> None:
+    half = of_bytes // 2
+    files = [SimpleNamespace(bytes=half), SimpleNamespace(bytes=of_bytes - half)]
+    store: Any = SimpleNamespace(manifest=lambda ref: SimpleNamespace(files=files))
+    ref = ArtifactRef(kind="model", uri="", digest="", schema_version=1)
+    assert is_small(store, ref) is small
+
+
+def test_what_suits_the_demos_model_is_no_default_for_large_ones() -> None:
+    pipeline = PipelineParams()
+    (small, large) = (pipeline.finetune.of(size) for size in (True, False))
+    assert (small["tuning"], small["learning_rate"]) == ("full", 1e-3)
+    assert (large["tuning"], large["learning_rate"]) == ("lora", 2e-5)
+    assert set(small) == set(FinetuneParams().model_dump())
+    assert [ExtendParams().of(size)["learning_rate"] for size in (True, False)] == [4e-4, 3e-5]
+    given = PipelineFinetuneParams(tuning="full", learning_rate=3e-6)
+    assert all((one["tuning"], one["learning_rate"]) == ("full", 3e-6) for one in map(given.of, (True, False)))
+    assert ExtendParams(learning_rate=1e-5).of(True)["learning_rate"] == 1e-5
 
 
 def test_every_n_of_a_trace_has_a_gamma() -> None:

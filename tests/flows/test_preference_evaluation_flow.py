@@ -101,6 +101,24 @@ def test_files_and_best_of(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("trained")
+def test_sets_without_contexts_are_judged_without_one(run: Run, server: ChatServer, tmp_path: Path) -> None:
+    """They end no run: not their own, and not the ones of the sets beside them."""
+    for name, more in (("plain", {}), ("told", {"context": "Be brief."})):
+        records = [{"prompt": f"p {i}", "chosen": "alpha", "rejected": "beta", **more} for i in range(4)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    plain, told = (str(tmp_path / f"{name}.jsonl") for name in ("plain", "told"))
+    server.answer = lambda asked: "[[A]]"
+    asked = ("--endpoint.url", server.url, "--language-model", "big", "--judge")
+    done = run("prefer", "evaluate", "--on", plain, "--on", told, "--train", plain, *asked, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["sets"]["plain"]["two_step"] is None
+    assert list(found["sets"]["plain"]["conditions"]) == ["nc"]
+    assert found["sets"]["told"]["two_step"]["candidates"] == 1  # its own: those to train on tell none
+    assert list(found["judges"]) == ["told"]
+
+
+@pytest.mark.usefixtures("trained")
 def test_a_language_model_judges_and_selects(run: Run, server: ChatServer, store: Store) -> None:
     def answer(asked: Asked) -> str:
         if "numbered list of criteria" in asked.prompt:

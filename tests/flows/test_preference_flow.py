@@ -141,14 +141,14 @@ def test_a_killed_training_goes_on(
 
 
 def test_a_recipe_for_each_kind_of_model() -> None:
-    def recipe(source: str, **given: Any) -> tuple[object, object]:
-        found = RewardParams(**given).of(ModelParams(source=source))
+    def recipe(small: bool, **given: Any) -> tuple[object, object]:
+        found = RewardParams(**given).of(small)
         return found["epochs"], found["learning_rate"]
 
-    assert recipe("/models/llama") == (1, 6e-6)
-    assert recipe("/models/llama", tuning="lora") == recipe("base", tuning="lora") == (1, 1e-4)
-    assert recipe("base")[1] == pytest.approx(1e-3, rel=0.9)  # a model of 1 million parameters needs more
-    assert recipe("base", epochs=2, learning_rate=5e-5) == (2, 5e-5)
+    assert recipe(False) == (1, 6e-6)
+    assert recipe(False, tuning="lora") == recipe(True, tuning="lora") == (1, 1e-4)
+    assert recipe(True)[1] == pytest.approx(1e-3, rel=0.9)  # a model of 1 million parameters needs more
+    assert recipe(True, epochs=2, learning_rate=5e-5) == (2, 5e-5)
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,8 @@ class Stack:
     def kill(self, name: str) -> None:
         """SIGKILL to the process alone; of PostgreSQL, whose own end with it, until they have."""
         own = self.processes[name].children() if name == "postgres" else []
-        self.processes[name].kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended by itself
+            self.processes[name].kill()
         self.processes[name].wait(30)
         psutil.wait_procs(own, timeout=30)
 

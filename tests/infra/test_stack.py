@@ -182,6 +182,10 @@ def test_a_run_that_is_killed_with_its_worker_is_found_dead_told_of_and_can_go_o
     definition = {key: dead[key] for key in ("name", "description", "enabled", "trigger", "actions")}
     definition["trigger"]["within"] = 45
     registered.ask(f"automations/{dead['id']}", definition, method="PUT")
+    # Services learn of the change at once or, after an outage of the database, within seconds; at their start surely.
+    registered.processes["services"].terminate()
+    registered.processes["services"].wait(SECONDS)
+    registered.start_services()
     registered.kill("worker")
     registered.start_worker(PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30")
     with under_way(registered) as run:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from longloom.storage.catalog import Catalog
 from longloom.storage.manifest import MANIFEST
@@ -55,6 +56,33 @@ def test_lineage_ends_where_a_stage_kept_the_digest_of_its_input(store: Store, p
         ("corpus", "corpus", 1),
         ("filtered", "corpus", 1),
     ]
+
+
+def test_many_ways_up_are_no_more_work_than_one(store: Store, publish: Publish) -> None:
+    """12 generations of two, each made of both before: 2 ** 11 ways to either of the first ones."""
+    pair: list[str] = []
+    for depth in range(12):
+        parents = {f"{name}{depth}": digest for name, digest in zip("ab", pair, strict=False)}
+        made = [
+            publish(store, f"{depth}{name}", kind="thing", files={name: b"%d" % depth}, volatile=(), parents=parents)
+            for name in "ab"
+        ]
+        pair = [ref.digest for ref in made]
+    found = Catalog(store).lineage(pair[0])
+    assert len(found) == 1 + 2 * 11
+    assert max(row["depth"] for row in found) == 11
+
+
+def test_scores_ask_for_no_manifest(store: Store, publish: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store, "a1")
+    read: list[int] = []
+    monkeypatch.setattr(Store, "manifests", lambda _: read.append(1) or iter([]))
+    catalog = Catalog(store)
+    assert catalog.scores({}) == []
+    assert read == []
+    assert catalog.artifacts() == catalog.artifacts() == []
+    catalog.lineage("0" * 64)
+    assert read == [1]
 
 
 def test_a_damaged_manifest_does_not_stop_the_rest(store: Store, publish: Publish) -> None:

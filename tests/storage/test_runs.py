@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from longloom.storage.refs import ArtifactRef
-from longloom.storage.runs import RunLog, check_records, delete_runs, get_run, list_runs, starting
+from longloom.storage.runs import RunLog, check_records, delete_runs, get_run, list_runs, starting, unfinished_since
 from longloom.storage.store import Store
 
 REF = ArtifactRef(kind="corpus", uri="artifacts/corpus/k", digest="0" * 64, schema_version=1, counts={"documents": 2})
@@ -184,3 +184,17 @@ def test_a_record_that_cannot_be_read_is_named(store: Store, content: str) -> No
     with pytest.raises(ValueError, match=f"^{record}: cannot be read, expected the record of a run") as caught:
         check_records(store)
     assert "\n" not in str(caught.value)
+
+
+def test_the_oldest_run_that_did_not_complete(store: Store) -> None:
+    assert unfinished_since(list_runs(store)) is None
+    for second, state in enumerate(("completed", "interrupted", "failed", "completed")):
+        with RunLog(store, "index", {}) as log:
+            pass
+        log.run.state, log.run.started = state, f"2026-01-01T00:00:0{second}.000+00:00"
+        store.write_record(f"runs/{log.run.id}.json", log.run.model_dump_json())
+    runs = list_runs(store)
+    assert unfinished_since(runs) == datetime(2026, 1, 1, 0, 0, 1, tzinfo=UTC).timestamp()
+    assert unfinished_since([run for run in runs if run.state == "completed"]) is None
+    runs[1].started = "at noon"
+    assert unfinished_since(runs) == 0

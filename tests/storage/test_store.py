@@ -229,16 +229,31 @@ def test_stamps_that_cannot_be_written_cost_time_only(
     assert store.find("thing", "k1") == ref
 
 
+def test_an_artifact_that_was_built_again_is_not_called_damaged(store: Store, publish: Publish) -> None:
+    before = publish(store, files={"a": b"1"}, volatile=())
+    after = publish(store, files={"a": b"2"}, volatile=())
+    created = store.manifest(after).created
+    text = (
+        f"^artifacts/thing/k1: was built again, on {created[:10]} at {created[11:19]} UTC, with other content:"
+        f" found {after.digest[:12]}, expected {before.digest[:12]}; name a run since then$"
+    )
+    with pytest.raises(DamagedArtifact, match=text):
+        store.open(before)
+    (store.open(after) / "a").write_bytes(b"3")
+    with pytest.raises(DamagedArtifact, match="a was changed after publishing"):
+        store.open(before)
+
+
 # ---- writing
 
 
-def test_begin_gives_an_empty_folder_or_what_was_left(store: Store) -> None:
-    work = store.begin("thing", "k1", resume=False)
+@pytest.mark.parametrize("resume", [False, True])
+def test_begin_gives_an_empty_folder_or_what_was_left(store: Store, resume: bool) -> None:
+    work = store.begin("thing", "k1", resume=resume)
     (work / "half").write_text("x")
     (work / MANIFEST).write_text("x")
     (work / f".{MANIFEST}.0123").write_text("x")
-    assert [path.name for path in store.begin("thing", "k1", resume=True).iterdir()] == ["half"]
-    assert list(store.begin("thing", "k1", resume=False).iterdir()) == []
+    assert [path.name for path in store.begin("thing", "k1", resume=resume).iterdir()] == (["half"] if resume else [])
 
 
 @pytest.mark.parametrize(
@@ -292,7 +307,9 @@ def test_gc_keeps_ancestors_and_deletes_the_rest(store: Store, publish: Publish)
     (store.artifact_folder("thing", "a5") / MANIFEST).write_text("damaged")
     store.begin("thing", "dead", resume=False)
     (store.root / "work" / "trash-0").mkdir()
-    assert sorted(store.gc({three.digest})) == ["thing/a4", "thing/a5", "work/thing-dead", "work/trash-0"]
+    assert sorted(store.gc({three.digest})) == [
+        *("thing/a4", "thing/a5", "work/thing-dead.once", "work/trash-0"),
+    ]
     assert [store.find(ref.kind, ref.key) for ref in (one, two, three)] == [one, two, three]
     assert not list((store.root / "work").iterdir())
     assert store.gc({three.digest}) == []
@@ -303,6 +320,19 @@ def test_gc_ends_where_a_stage_kept_the_digest_of_its_input(store: Store, publis
     one = publish(store, "a1", kind="corpus", files={"a": b"1"}, volatile=())
     publish(store, "a2", files={"a": b"1"}, volatile=(), parents={"corpus": one.digest})
     assert store.gc({one.digest}) == []
+
+
+def test_gc_leaves_half_done_work_that_was_in_use_since(store: Store) -> None:
+    for key, moment in (("old", 1000), ("new", 3000), ("again", 1000)):
+        work = store.begin("thing", key, resume=True)
+        (work / "half").write_text("x")
+        os.utime(work, (moment, moment))
+    store.begin("thing", "again", resume=True)  # killed before it wrote anything
+    for name in ("thing-new.once", "trash-0", "fetch-thing-new"):  # what was fetched lies in the storage
+        (store.root / "work" / name).mkdir()
+    gone = ["work/fetch-thing-new", "work/thing-new.once", "work/thing-old", "work/trash-0"]
+    assert sorted(store.gc(set(), begun_since=2000)) == gone
+    assert sorted(store.gc(set())) == ["work/thing-again", "work/thing-new"]
 
 
 def test_gc_leaves_what_is_being_built(store: Store, publish: Publish) -> None:
@@ -322,11 +352,11 @@ def test_gc_leaves_what_is_being_built(store: Store, publish: Publish) -> None:
     try:
         assert built.wait(30)
         assert store.gc(set()) == []
-        assert (store.work_folder("thing", "a1") / "half").exists()
+        assert (store.work_folder("thing", "a1", resume=False) / "half").exists()
     finally:
         done.set()
         builder.join()
-    assert sorted(store.gc(set())) == ["thing/a1", "work/thing-a1"]
+    assert sorted(store.gc(set())) == ["thing/a1", "work/thing-a1.once"]
 
 
 def test_manifests_come_oldest_first_and_damaged_ones_not(store: Store, publish: Publish) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from distributed import LocalCluster
 
 from longloom.tasks import crew as module
+from longloom.tasks import workers as workers_module
 from longloom.tasks.workers import HERE, PROCESSES, THREADS, Workers, _Threads, is_address
 
 
@@ -85,6 +88,65 @@ def test_a_death_is_made_up_for(tmp_path: Path) -> None:
     with Workers(PROCESSES, threads=1) as found:
         assert list(found.map("shard", fatal, [(tmp_path, number, 1) for number in range(2, 5)])) == [2, 3, 4]
     assert marks(tmp_path) == {2: 1, 3: 2, 4: 1}
+
+
+def lasting(place: tuple[Path, str]) -> None:
+    """Writes a file of its own, says that it does, and does not end."""
+    folder, kind = place
+    hidden = folder / f".{os.getpid()}"
+    hidden.touch()
+    try:
+        (folder / "begun").write_text(str(os.getpid()))
+        if kind == "deaf":  # as in the middle of a sort, where no handler of Python's runs
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+            hidden.unlink()
+        threading.Event().wait()
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("kind", ["listens", "deaf"])
+def test_a_stop_waits_for_no_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Its process ends, tidies up where it can, and no other one begins what was left."""
+    if kind == "deaf":
+        monkeypatch.setattr(workers_module, "TIDYING", 0.1)
+    place = (tmp_path, kind)
+    with pytest.raises(KeyboardInterrupt), Workers(PROCESSES, threads=1) as found:  # noqa: PT012
+        futures = [found.submit(f"shard {number}", lasting, place) for number in range(3)]
+        while not (tmp_path / "begun").exists() or not (tmp_path / "begun").read_text():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["begun"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "begun").read_text()), 0)
+    with pytest.raises(RuntimeError, match=r"^shard 0: not done, since the work that it is a part of has ended$"):
+        futures[0].result(timeout=0)
+    assert [future.cancelled() for future in futures[1:]] == [True, True]
+    with pytest.raises(RuntimeError):
+        found.submit("late", square, 1)
+
+
+def test_a_process_that_is_told_to_end_costs_its_piece(tmp_path: Path) -> None:
+    """As by one that is short of memory; between pieces, too."""
+    with Workers(PROCESSES, threads=1) as found:
+        first = found.submit("piece", whoami, 0).result()
+        os.kill(first, signal.SIGTERM)
+        second = found.submit("piece", whoami, 0).result()
+        assert second != first
+        future = found.submit("piece", lasting_once, tmp_path)
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        os.kill(second, signal.SIGTERM)
+        assert future.result() not in (first, second)
+
+
+def lasting_once(folder: Path) -> int:
+    """Does not end, but whoever comes after it does."""
+    if (folder / "begun").exists():
+        return os.getpid()
+    (folder / "begun").touch()
+    threading.Event().wait()
+    return 0
 
 
 def test_what_is_left_is_cancelled_at_the_end(scheduler: str) -> None:

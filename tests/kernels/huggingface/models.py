@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 LAYERS, VOCABULARY = 2, 61
 SHAPE: dict[str, Any] = {
@@ -32,7 +32,10 @@ def random_model(model_type: str = "llama", *, attention: str = "eager", **overr
         **overrides: of SHAPE, or the type's own settings.
     """
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **{**SHAPE, **overrides})
+    kind = CONFIG_MAPPING[model_type]
+    # Falcon computes its head_dim from the others.
+    shape = {name: value for name, value in SHAPE.items() if not isinstance(getattr(kind, name, None), property)}
+    config = AutoConfig.for_model(model_type, **{**shape, **overrides})
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -34,6 +34,7 @@ FAMILIES = {
     "phi 3: gate and up in one": ("phi3", {"resid_pdrop": 0.0}),
     "gpt neox: plain": ("gpt_neox", {"rotary_pct": 1.0}),
     "starcoder 2: plain": ("starcoder2", {"residual_dropout": 0.0, "embedding_dropout": 0.0}),
+    "falcon: added to in place": ("falcon", {"ffn_hidden_size": 32, "hidden_dropout": 0.0, "attention_dropout": 0.0}),
 }
 
 
@@ -45,6 +46,7 @@ NORMS = {
     "phi: plain, biased head": 0,
     "gpt neox: plain": 0,
     "starcoder 2: plain": 0,
+    "falcon: added to in place": 0,
 }
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from longloom.tasks.coreset import features, shards
 from longloom.tasks.coreset.batched import PerExample
@@ -166,6 +167,14 @@ def test_odd_pools(toy, pool_of, tmp_path: Path) -> None:
 
 def test_max_length_is_bound_by_the_model(toy, tmp_path: Path) -> None:
     assert run(toy, tmp_path, max_length=10_000).values["max_length"] == 64
+
+
+def test_max_length_is_bound_by_the_text_part_of_a_model(toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose window stands in a configuration within its own (Gemma 3, Llama 4)."""
+    text = AutoConfig.from_pretrained(toy.model)
+    nested = SimpleNamespace(model_type="nested", get_text_config=lambda: text)
+    monkeypatch.setattr(features, "AutoConfig", SimpleNamespace(from_pretrained=lambda folder: nested))
+    assert run(toy, tmp_path, max_length=10_000, dimension=8).values["max_length"] == 64
 
 
 def test_labels_lost_to_truncation_give_zeros(toy, pool_of, tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lm_eval.api.instance import Instance
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from longloom.evals.lm import PolicyLM, end_tokens
 from longloom.evals.protocol import Request
@@ -76,6 +77,23 @@ def test_a_harness_prompt_is_cut_on_the_left(loaded: Loaded) -> None:
     lm.generate_until([instance(0, ("ab" * 600, {"max_gen_toks": 12}))])
     assert lm.outcomes["task", 0, 0].prompt_tokens == 500
     assert lm.outcomes["task", 0, 0].truncated
+
+
+def test_a_model_whose_configuration_names_no_window(loaded: Loaded) -> None:
+    model = BloomForCausalLM(BloomConfig(vocab_size=len(loaded[1]), hidden_size=16, n_layer=1, n_head=2)).eval()
+    lm = build((model, loaded[1]))
+    lm.generate_until([instance(0, ("ab" * 600, {"max_gen_toks": 2}))])
+    outcome = lm.outcomes["task", 0, 0]
+    assert (lm.window, outcome.prompt_tokens, outcome.truncated) == (None, 1200, False)
+    ((likelihood, _),) = lm.loglikelihood([instance(0, ("the key", " is"))])
+    assert likelihood < 0
+
+
+def test_a_chat_template_of_the_harness_prints_no_date_of_today(loaded: Loaded) -> None:
+    tokenizer = copy.deepcopy(loaded[1])
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}"
+    text = build((loaded[0], tokenizer)).apply_chat_template([{"role": "user", "content": "Hi"}])
+    assert text == "26 Jul 2024 Hi"
 
 
 def test_all_end_tokens_count(loaded: Loaded) -> None:

@@ -216,13 +216,15 @@ def test_a_bad_record_is_named_or_counted(tmp_path: Path, kind: str) -> None:
 
 
 def test_ties_and_missing_contexts_are_counted(tmp_path: Path) -> None:
-    records = [PLAIN, PLAIN | {"tie": True}, PLAIN | {"context": "c"}, PLAIN | {"prompt": "p"}]
+    tie = {"prompt": "t", "context": "c", "tie": True}
+    records = [PLAIN, PLAIN | {"tie": True}, PLAIN | tie, PLAIN | {"context": "c"}, PLAIN | {"prompt": "p"}]
     counts = run(written(tmp_path, *records), tmp_path / "out").counts
     assert counts == {
-        "comparisons": 4,
-        "ties": 1,
+        "comparisons": 5,
+        "ties": 2,
         "without_context": 3,
-        "prompts": 2,
+        "in_context": 1,
+        "prompts": 3,
         "skipped": 0,
         "identical": 0,
     }

@@ -160,6 +160,20 @@ def test_what_is_too_long_in_any_condition_is_left_out_of_all(tmp_path: Path) ->
         build(scorer, pool, None, tmp_path / "out", fits=fits, **OPTIONS)
 
 
+def test_a_reversal_goes_whole(tmp_path: Path) -> None:
+    """Of the one order that can be read a deaf scorer would be right more often, or less, than half the time."""
+
+    def fits(asked: Sequence[Asked]) -> list[bool]:
+        return [
+            not (each.prompt[0]["content"] in ("question 1", "question 4") and each.context == LONG) for each in asked
+        ]
+
+    found = numbers(tmp_path, Score(deaf), reversals(tmp_path, 8), fits=fits, negations={})
+    assert (found["judged"], found["too_long"]) == (12, 4)
+    assert values(found)["nc"] == 0.5
+    assert found["context_free"]["balanced"]
+
+
 def test_a_score_that_is_no_number_names_the_comparison(tmp_path: Path) -> None:
     def broken(asked: Asked) -> float:
         return float("nan") if asked.context == LONG else 0.0

@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from longloom.storage.parquet import read_table
 from longloom.storage.stats import Stats
 from longloom.tasks.preference import training
+from longloom.tasks.preference.encoding import Reading
 from longloom.tasks.preference.reward_model import start
 from longloom.tasks.preference.reward_trainer import Pair
 from longloom.tasks.preference.scorer import Asked, load_scorer
@@ -82,7 +83,7 @@ def test_artifact(
     assert not any("adapter" in name or CHECKPOINTS in name or name.endswith(".bin") for name in files)
     assert not any(str(tmp_path_factory.getbasetemp()).encode() in content for content in files.values())
     assert stats.volatile == ("speed.parquet",)
-    assert json.loads(files["reward.json"]) == {"template": DEFAULT, "max_length": 96, "ends": True}
+    assert json.loads(files["reward.json"]) == {"template": DEFAULT, "max_length": 96, "ends": True, "opens": True}
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
     total = sum(parameter.numel() for parameter in model.parameters())
     lora = 32 + 2 * 4 * ((32 + 32) + 2 * (32 + 16) + (32 + 32))  # the head; layers, rank, q + (k, v) + o
@@ -258,6 +259,22 @@ def test_longer_than_the_model(model_folder: Path, tmp_path: Path, as_comparison
         build(model_folder, comparisons, tmp_path / "a", max_length=4096)
     stats = build(model_folder, comparisons, tmp_path / "b", on_too_long="skip")
     assert (stats.counts["comparisons"], stats.counts["too_long"]) == (1, 1)
+
+
+def test_a_reversal_that_is_too_long_in_one_context_goes_whole(
+    model_folder: Path, tmp_path: Path, as_comparisons: AsComparisons
+) -> None:
+    pair = {"response_a": "warp", "response_b": "weft loom", "criteria_x": "short"}
+    comparisons = as_comparisons(
+        [
+            {"id": 1, "prompt": "say 1", **pair, "criteria_y": "long"},
+            {"id": 2, "prompt": "say 2", **pair, "criteria_y": "long " * 90},
+        ]
+    )
+    tokenizer, reading = AutoTokenizer.from_pretrained(model_folder), Reading(DEFAULT, 96)
+    pairs, told = training.read_pairs(comparisons, tokenizer, reading, on_too_long="skip")
+    assert [pair.of[1] for pair in pairs] == ["say 1", "say 1"]
+    assert told == {"without_context": 0, "ties": 0, "too_long": 2}
 
 
 def test_bad_parameters(model_folder: Path, reversals: Path, tmp_path: Path) -> None:

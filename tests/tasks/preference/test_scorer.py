@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from longloom.tasks.preference.encoding import FILE, Reading, encode, reading_of, set_apart_padding
@@ -98,6 +100,30 @@ def test_text_ends_with_the_end_token_once(model_folder: Path) -> None:
     tokenizer.chat_template = "{{ raise_exception('no such roles') }}"
     with pytest.raises(ValueError, match="the tokenizer's chat template refuses the conversation: no such roles"):
         encode(tokenizer, question, READING)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_without_a_chat_template_text_begins_as_the_tokenizer_says(model_folder: Path, ends: bool) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    question, reading = asked("q", None, "a"), Reading(DEFAULT, 96, ends=ends)
+    bos = TemplateProcessing(single="<|pad|> $A", special_tokens=[("<|pad|>", tokenizer.pad_token_id)])
+    with_template = encode(tokenizer, question, reading)
+    tokenizer.backend_tokenizer.post_processor = bos
+    assert encode(tokenizer, question, reading) == with_template
+    tokenizer.chat_template = None
+    plain = encode(tokenizer, question, replace(reading, opens=False))
+    assert tokenizer.decode(plain).startswith("User: q")
+    assert encode(tokenizer, question, reading) == [tokenizer.pad_token_id, *plain]
+
+
+def test_an_earlier_reward_model_is_read_as_it_was_trained(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text(json.dumps({"template": DEFAULT, "max_length": 96, "ends": True}))
+    assert reading_of(tmp_path, window=96) == replace(READING, opens=False)
+    READING.write(tmp_path)
+    assert reading_of(tmp_path, window=96) == READING
+    (tmp_path / FILE).write_text(json.dumps({"template": DEFAULT, "max_length": 96, "opens": 1}))
+    with pytest.raises(ValueError, match=r"reward\.json: opens is 1, expected true or false"):
+        reading_of(tmp_path, window=96)
 
 
 def test_a_model_of_elsewhere_is_asked_as_its_template_says(model_folder: Path, tmp_path: Path) -> None:

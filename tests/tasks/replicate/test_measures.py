@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ def measured(artifacts: Artifacts, name: str) -> tuple[float, ...]:
     return tuple(round(value, 6) for value in MEASURES[name](Evidence(artifacts.folders)))
 
 
-def correlations(rows: dict[tuple[str, str, int], float]) -> list[dict[str, Any]]:
+def correlations(rows: Mapping[tuple[str, str, int], float | None]) -> list[dict[str, Any]]:
     """(task, model, parameters) -> rho, among rows of another set, measure and rule."""
     found = []
     for (task, model, parameters), rho in rows.items():
@@ -43,6 +44,16 @@ def test_without_a_correlation_on_facts_there_is_none_to_compare(artifacts: Arti
     rows = {("knowledge", "tiny", 10): -0.2, ("knowledge", "base", 100): 0.04, ("translation", "base", 100): -0.3}
     artifacts.table("trace/0", "memorization", correlations(rows))
     with pytest.raises(Missing, match=r"on facts there is no correlation \(0\.040\)"):
+        measured(artifacts, name)
+
+
+@pytest.mark.parametrize("name", ["ngrams-knowledge", "ngrams-tasks", "ngrams-size"])
+@pytest.mark.parametrize("rows", [{}, {("knowledge", "tiny", 10): None, ("knowledge", "base", 100): None}])
+def test_too_few_points_have_no_correlation(
+    artifacts: Artifacts, name: str, rows: dict[tuple[str, str, int], float | None]
+) -> None:
+    artifacts.table("trace/0", "memorization", correlations({("translation", "base", 100): 0.2, **rows}))
+    with pytest.raises(Missing, match="its correlation is not defined: too few points"):
         measured(artifacts, name)
 
 
@@ -79,6 +90,13 @@ def test_extension_is_judged_by_the_old_window(artifacts: Artifacts) -> None:
     artifacts.positions("extension/positions/limited/0", {511: 9.0, 1023: 8.5, 2047: 8.0})
     artifacts.positions("extension/positions/after/0", {511: 9.0, 1023: 8.5, 2047: 10.0})
     assert measured(artifacts, "chatqa2-extension") == (25.0,)  # of the same tokens, the last ones
+
+
+def test_without_samples_beyond_the_old_window_there_is_no_extension(artifacts: Artifacts) -> None:
+    for role in ("before", "after"):
+        artifacts.answers(f"extension/{role}/full/0", {1000: [1, 1, 1, 0]})
+    with pytest.raises(Missing, match="no sample is longer than the window before extension"):
+        measured(artifacts, "chatqa2-needle")
 
 
 def test_retrieval_compares_the_most_chunks_by_number(artifacts: Artifacts) -> None:

@@ -9,7 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from longloom.storage.parquet import ShardWriter
 from longloom.tasks.corpus.build import SCHEMA
@@ -60,6 +68,35 @@ def tokenizer_folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("tokenizer")
     build_tokenizer(corpus, folder, vocab_size=300)
     return folder
+
+
+def with_bos(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, made to put its bos token before every text."""
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    found.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{found.bos_token} $A", special_tokens=[(found.bos_token, found.bos_token_id)]
+    )
+    return found
+
+
+@pytest.fixture(params=["no bos", "bos", "bos, blank before the first word"])
+def any_opening(request: pytest.FixtureRequest, tokenizer_folder: Path) -> PreTrainedTokenizerBase:
+    """Tokenizers by what they put before a text; the last as those of Llama 2 and Mistral, no blank behind a token."""
+    if request.param == "no bos":
+        return AutoTokenizer.from_pretrained(tokenizer_folder)
+    if request.param == "bos":
+        return with_bos(tokenizer_folder)
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<s>", "</s>", "<pad>"]
+    alphabet = ["\n", "▁", *map(chr, range(33, 127)), *"öé織🧵"]
+    core.train_from_iterator(
+        ["User: weave the warp\n\nAssistant: weft"],
+        trainers.BpeTrainer(vocab_size=180, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    core.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from longloom.evals.chatrag.prompt import SYSTEM, build_prompt
 from longloom.evals.protocol import Request, prepare
-from longloom.tasks.training.chatqa_prompt import CHAT_TEMPLATE, KINDS, encode
+from longloom.tasks.training import sft
+from longloom.tasks.training.chatqa_prompt import KINDS, chat_template, encode
+from longloom.tasks.training.mix import IGNORE
+
+from .conftest import with_bos
 
 LONG = 10_000
 
@@ -66,7 +70,7 @@ def test_the_chat_template_asks_as_the_training_does(tokenizer: PreTrainedTokeni
     def rendered(*turns: tuple[str, str]) -> str:
         messages = [{"role": role, "content": content} for role, content in turns]
         text = tokenizer.apply_chat_template(
-            messages, chat_template=CHAT_TEMPLATE, tokenize=False, add_generation_prompt=True
+            messages, chat_template=chat_template(tokenizer), tokenize=False, add_generation_prompt=True
         )
         assert isinstance(text, str)
         return text
@@ -77,17 +81,40 @@ def test_the_chat_template_asks_as_the_training_does(tokenizer: PreTrainedTokeni
     with_context, _ = texts(tokenizer, given, LONG)
     assert rendered(("system", given["context"]), ("user", "weave 0?")) == with_context
     told = rendered(("user", "a"), ("assistant", "b"), ("tool", "c"))
-    assert told.endswith(f"\n\nUser: a\n\nAssistant: b{tokenizer.eos_token}\n\nUser: c\n\nAssistant:")
+    assert told.endswith("\n\nUser: a\n\nAssistant: b\n\nUser: c\n\nAssistant:")
+
+
+@pytest.mark.parametrize("turns", [1, 2, 4])
+@pytest.mark.parametrize("context", ["", "warp 7 weft 織."])
+def test_the_chat_templates_ids_are_those_of_training(
+    any_opening: PreTrainedTokenizerBase, turns: int, context: str
+) -> None:
+    """Of a whole conversation, of what is asked, and as the evaluation and the held-out loss read it."""
+    tokenizer = any_opening
+    given = row(turns, context=context, kind="none")
+    trained = encode(tokenizer, given, max_length=LONG)
+    assert trained is not None
+    begun = sft.opening(tokenizer)
+    assert trained.ids[: len(begun)].tolist() == begun
+    tokenizer.chat_template = chat_template(tokenizer)
+    asked = [{"role": "system", "content": context}, *given["messages"]] if context else given["messages"]
+    whole = [*asked, {"role": "assistant", "content": given["answer"]}]
+    text = tokenizer.apply_chat_template(whole, tokenize=False)
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == trained.ids.tolist()
+    text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == trained.ids[: trained.answer].tolist()
+    ids, labels = sft.encode(tokenizer, whole, max_length=LONG)
+    assert ids == trained.ids.tolist()
+    assert labels[trained.answer :] == ids[trained.answer :]
+    learnt = tokenizer.decode([label for label in labels if label != IGNORE])
+    assert learnt.count("weave") == turns - 1  # the earlier answers too
+    if turns == 1 and not context:
+        request = Request(given["messages"][0]["content"])
+        assert prepare(request, tokenizer, room=None, limit=None).ids == trained.ids[: trained.answer].tolist()
 
 
 def test_a_bos_token_that_the_tokenizer_puts_is_there_once(tokenizer_folder: Path) -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    plain = AutoTokenizer.from_pretrained(tokenizer_folder)
-    begun = AutoTokenizer.from_pretrained(tokenizer_folder)
-    begun.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"{begun.bos_token} $A", special_tokens=[(begun.bos_token, begun.bos_token_id)]
-    )
+    plain, begun = AutoTokenizer.from_pretrained(tokenizer_folder), with_bos(tokenizer_folder)
     for length in (LONG, 300):
         found, without = (encode(each, row(), max_length=length) for each in (begun, plain))
         assert found is not None

@@ -154,6 +154,15 @@ def test_a_killed_run_ends_with_the_same_bytes(
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
+def test_the_model_is_saved_in_the_type_that_it_is_stored_in(
+    model_folder: Path, packed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    LlamaForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "half")
+    build(tmp_path / "half", packed("text"), tmp_path / "out", steps=1)
+    assert LlamaForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
+
+
 def test_every_pass_reads_every_row_in_another_order() -> None:
     order = row_order(7, 17, seed=3)
     assert sorted(order[:7].tolist()) == sorted(order[7:14].tolist()) == list(range(7))
@@ -165,7 +174,6 @@ def test_every_pass_reads_every_row_in_another_order() -> None:
 @pytest.mark.parametrize(
     ("separator", "changes", "said"),
     [
-        ("mask", {"rope": "dynamic"}, "rope 'dynamic': its frequencies follow the longest document"),
         ("text", {"recompute": False, "offload": True}, "offload: what waits in host memory"),
         ("text", {"base": 1.0}, "base is 1, expected at least the model's 10,000"),
         ("text", {"rope": "alibi"}, "rope 'alibi': unknown"),

@@ -11,13 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
+from safetensors.torch import load_file
+from torch.nn import Linear
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from longloom.evals.protocol import Request, prepare
 from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training import finetune
+from longloom.tasks.training.mix import IGNORE
 from longloom.tasks.training.sft import encode, load_examples
 from longloom.tasks.training.watched import CHECKPOINTS
+
+from .conftest import with_bos
 
 Contents = Callable[[Path], dict[str, bytes]]
 OPTIONS: dict[str, Any] = {
@@ -170,3 +177,85 @@ def test_bad_parameters(model_folder: Path, pool: Path, tmp_path: Path) -> None:
 def test_an_example_that_the_chat_template_refuses_is_named(model_folder: Path, refused: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^example '12': the tokenizer's chat template refuses the conversation"):
         build(model_folder, refused, tmp_path / "out")
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_model_without_a_chat_template_is_asked_as_it_was_trained(
+    model_folder: Path, pool: Path, tmp_path: Path, bos: bool
+) -> None:
+    model = tmp_path / "model"
+    LlamaForCausalLM.from_pretrained(model_folder).save_pretrained(model)
+    tokenizer = with_bos(model_folder) if bos else AutoTokenizer.from_pretrained(model_folder)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(model)
+    build(model, pool, tmp_path / "out", epochs=1)
+    saved = AutoTokenizer.from_pretrained(tmp_path / "out")
+    messages = load_examples(pool)[10][1]
+    trained, labels = encode(tokenizer, messages, max_length=64)
+    assert encode(saved, messages, max_length=64) == (trained, labels)
+    asked = prepare(Request(messages[0]["content"]), saved, room=None, limit=None).ids
+    assert asked == trained[: len(asked)]
+    assert (asked[0] == saved.bos_token_id) == bos
+    assert labels[len(asked)] != IGNORE
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_weights_are_trained_in_float32_and_saved_as_they_were_stored(
+    model_folder: Path, pool: Path, tmp_path: Path, tuning: str
+) -> None:
+    """The same weights stored in two types: the results are equal but for the rounding at the end."""
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    for name, dtype in (("half", torch.bfloat16), ("whole", torch.float32)):
+        source = LlamaForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16).to(dtype)
+        source.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        build(tmp_path / name, pool, tmp_path / f"{name}-tuned", tuning=tuning)
+    half, whole = (load_file(tmp_path / f"{name}-tuned" / "model.safetensors") for name in ("half", "whole"))
+    assert {part.dtype for part in half.values()} == {torch.bfloat16}
+    assert {part.dtype for part in whole.values()} == {torch.float32}
+    assert all(torch.equal(half[name], part.to(torch.bfloat16)) for name, part in whole.items())
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "half-tuned", dtype="auto").dtype == torch.bfloat16
+
+
+SHAPE = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "within"),
+    [
+        ("llama", "self_attn"),
+        ("phi3", "self_attn"),
+        ("phi", "self_attn"),
+        ("gpt_neox", "attention"),
+        ("bloom", "self_attention"),
+        ("falcon", "self_attention"),
+        ("gptj", "attn"),
+        ("opt", "self_attn"),
+        ("codegen", "attn"),
+        ("mpt", "attn"),
+        ("gpt2", "attn"),
+    ],
+)
+def test_adapters_are_on_every_projection_of_the_attention_and_on_nothing_else(kind: str, within: str) -> None:
+    rotary = {"rotary_dim": 4} if kind in ("gptj", "codegen") else {}
+    heads = {"num_attention_heads": 4} if kind == "codegen" else {}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SHAPE | rotary | heads))
+    layers = {
+        name for name, part in model.named_modules() if f".{within}." in name and isinstance(part, Linear | Conv1D)
+    }
+    assert layers
+    adapted = finetune.with_lora(model, rank=2, alpha=4, dropout=0.0)
+    found = {name for name, part in adapted.get_base_model().named_modules() if hasattr(part, "lora_A")}
+    assert found == layers
+
+
+def test_projections_of_unknown_names_are_refused() -> None:
+    """`o_proj` alone has a known name."""
+    config = AutoConfig.for_model("deepseek_v3", **SHAPE, num_key_value_heads=2, n_routed_experts=8, q_lora_rank=4)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    said = (
+        r"^model: deepseek_v3 has the linear layers .*kv_a_proj_with_mqa.*, expected all attention projections of one"
+    )
+    with pytest.raises(ValueError, match=said):
+        finetune.with_lora(model, rank=2, alpha=4, dropout=0.0)

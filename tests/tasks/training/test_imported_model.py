@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from longloom.storage.manifest import cache_key
 from longloom.storage.store import Store
-from longloom.tasks.training.imported import build
+from longloom.tasks.training.imported import build, revision
 from longloom.tasks.training.task import import_model
 
 
@@ -74,9 +74,27 @@ def test_of_the_hub_it_is_the_commit_of_the_key(source: Path, tmp_path: Path, mo
         return str(source)
 
     monkeypatch.setenv("LONGLOOM_QUIET", "1")
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_: SimpleNamespace(sha=next(commits)))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(sha=next(commits)))
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     ref = import_model(Store(tmp_path / "store"), "weaver/warp-1b")
     assert asked == [("weaver/warp-1b", "c0ffee")]
     key = cache_key("import", 1, {"source": "hub:weaver/warp-1b@c0ffee"}, {})
     assert ref.uri == f"artifacts/model/{key}"
+
+
+def test_without_a_network_it_is_what_the_cache_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "c0ffee" + "0" * 34
+    refs = tmp_path / "hub" / "models--weaver--warp-1b" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text(commit)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", fail)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert revision("weaver/warp-1b") == f"hub:weaver/warp-1b@{commit}"
+    with pytest.raises(
+        ValueError, match=r"^model 'weaver/weft': .*neither the hub nor its local cache gives it \(OSError"
+    ):
+        revision("weaver/weft")

@@ -15,6 +15,8 @@ from longloom.storage.stats import Stats
 from longloom.tasks.training import positions
 from longloom.tasks.training.positions import STRETCHES
 
+from .conftest import with_bos
+
 
 def build(model: Path, corpus: Path, out: Path, **changes: Any) -> Stats:
     out.mkdir()
@@ -48,6 +50,28 @@ def test_each_stretch_is_the_mean_over_its_second_half(model_folder: Path, corpu
         end = 130 * (number + 1) // STRETCHES
         assert (row["first"], row["last"], row["predicted"]) == (end - 4, end - 1, 12)
         assert row["perplexity"] == pytest.approx(np.exp(losses[:, end - 4 : end].mean()), rel=1e-4)
+
+
+def test_before_every_context_stands_what_the_tokenizer_puts_there(
+    model_folder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """It is read, and the same tokens of the corpus are predicted."""
+    begun = tmp_path / "begun"
+    LlamaForCausalLM.from_pretrained(model_folder).save_pretrained(begun)
+    tokenizer = with_bos(model_folder)
+    tokenizer.save_pretrained(begun)
+    build(begun, corpus, tmp_path / "a", texts=1)
+    texts = [text for shard in sorted(corpus.glob("*.parquet")) for text in pq.read_table(shard)["text"].to_pylist()]
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    stream = [token for text in texts for token in (*tokenizer(text, add_special_tokens=False).input_ids, eos)]
+    with torch.no_grad():
+        logits = LlamaForCausalLM.from_pretrained(begun)(torch.tensor([[bos, *stream[:130]]])).logits[0]
+    losses = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(stream[:130]), reduction="none").double()
+    rows = pq.read_table(tmp_path / "a" / "positions.parquet").to_pylist()
+    assert rows[-1]["last"] == 129
+    for row in rows:
+        expected = losses[row["first"] : row["last"] + 1].mean().exp().item()
+        assert row["perplexity"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_policy_of_a_short_scope_reads_otherwise(model_folder: Path, corpus: Path, tmp_path: Path) -> None:

@@ -64,17 +64,6 @@ def test_linear_divides_every_frequency() -> None:
     assert frequencies(longer)[0] == pytest.approx([each / 4 for each in plain(THETA)])
 
 
-def test_dynamic_keeps_the_window_that_its_formula_asks_for() -> None:
-    longer = config()
-    extend_rope(longer, kind="dynamic", length=4 * WINDOW, base=None)
-    assert longer.max_position_embeddings == WINDOW
-    rotary = LlamaForCausalLM(longer).model.rotary_emb
-    assert rotary.inv_freq.tolist() == pytest.approx(plain(THETA))
-    rotary(torch.zeros(1, 1, WIDTH), torch.arange(2 * WINDOW)[None])
-    base = THETA * (4 * 2 - 3) ** (WIDTH / (WIDTH - 2))
-    assert rotary.inv_freq.tolist() == pytest.approx(plain(base))
-
-
 def test_yarn_leaves_high_frequencies_and_scales_low_ones() -> None:
     longer = config()
     found = extend_rope(longer, kind="yarn", length=4 * WINDOW, base=None)
@@ -127,7 +116,8 @@ def test_a_saved_model_comes_back_with_the_new_positions(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"kind": "longrope"}, "rope 'longrope': unknown, expected one of base, linear, dynamic, yarn, llama3"),
+        ({"kind": "longrope"}, "rope 'longrope': unknown, expected one of base, linear, yarn, llama3"),
+        ({"kind": "dynamic"}, "rope 'dynamic': unknown"),
         ({"length": 64}, "length is 64, expected more than the 64 tokens of the model's window"),
         ({"base": 500.0}, "base is 500, expected at least the model's 10,000"),
     ],

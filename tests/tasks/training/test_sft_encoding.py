@@ -23,6 +23,7 @@ from longloom.tasks.training.sft import (
     opening,
     pad,
     render,
+    with_opening,
 )
 
 CHATML = (
@@ -106,8 +107,12 @@ def test_without_a_template_an_example_begins_as_a_text_does_at_inference(tokeni
     assert ids[: len(asked)] == asked
     assert labels[: len(asked)] == [IGNORE] * len(asked)
     assert labelled(tokenizer, ids, labels) == [" warp<|end|>"]
-    for length in (3, len(ids) - 1, len(ids)):
-        assert encode(tokenizer, messages, max_length=length) == (ids[-length:], labels[-length:])
+    first = len(begun)
+    for length in (3, len(ids) - 1, len(ids)):  # the beginning stays
+        kept = [*range(first), *range(len(ids) - length + first, len(ids))]
+        found = encode(tokenizer, messages, max_length=length)
+        assert found == ([ids[place] for place in kept], [labels[place] for place in kept])
+    assert encode(tokenizer, messages, max_length=1) == ((ids[:1], labels[:1]) if begun else (ids[-1:], labels[-1:]))
 
 
 @settings(max_examples=150, deadline=None)
@@ -145,6 +150,41 @@ def test_the_tail_is_kept(tokenizers: dict[str, PreTrainedTokenizerBase]) -> Non
     ids, labels = encode(tokenizers["demo"], messages, max_length=10_000)
     for length in (1, 5, 12, len(ids), len(ids) + 1):
         assert encode(tokenizers["demo"], messages, max_length=length) == (ids[-length:], labels[-length:])
+
+
+def test_a_bos_token_that_the_template_prints_is_kept_with_the_tail(tokenizer_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer.chat_template = "{{ bos_token }}" + str(tokenizer.chat_template)
+    ids, labels = encode(tokenizer, talk("ua", "weave " * 9, "warp weft"), max_length=10_000)
+    assert ids[0] == tokenizer.bos_token_id
+    found = encode(tokenizer, talk("ua", "weave " * 9, "warp weft"), max_length=9)
+    assert found == (ids[:1] + ids[-8:], labels[:1] + labels[-8:])
+
+
+def test_an_empty_line_stands_between_the_plain_turns(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
+    said = render(tokenizers["plain"], talk("suau", "a", "b", "c", "d"), prompt=True)
+    assert said == "System: a\n\nUser: b\n\nAssistant: c<|end|>\n\nUser: d\n\nAssistant:"
+
+
+def test_the_plain_template_with_the_opening_has_the_ids_of_training(any_opening: PreTrainedTokenizerBase) -> None:
+    tokenizer = any_opening
+    tokenizer.chat_template = None
+    messages = talk("uaua", "weave 1?", "warp", "and 2?", "weft")
+    trained = encode(tokenizer, messages, max_length=100)
+    tokenizer.chat_template = with_opening(tokenizer, PLAIN_TEMPLATE, beginning="User: a")
+    assert (tokenizer.chat_template == PLAIN_TEMPLATE) == (not opening(tokenizer))
+    assert encode(tokenizer, messages, max_length=100) == trained
+    asked = prepare(Request("weave 1?"), tokenizer, room=None, limit=None).ids
+    assert trained[0][: len(asked)] == asked
+    assert trained[1][len(asked)] != IGNORE
+
+
+def test_an_opening_that_cannot_be_written_is_refused(tokenizer_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    blank = [("Ġ", tokenizer.convert_tokens_to_ids("Ġ"))]  # written, it is a letter
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="Ġ $A", special_tokens=blank)
+    with pytest.raises(ValueError, match=r"^tokenizer: puts '.*' before a text, and reads it back as other tokens"):
+        with_opening(tokenizer, PLAIN_TEMPLATE, beginning="User: a")
 
 
 def test_examples_without_labels_are_counted(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:

@@ -183,6 +183,13 @@ def test_recompute_changes_nothing_but_rounding(wide: Path, sets: dict[str, Path
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
 
 
+def test_the_model_is_saved_in_the_type_that_it_is_stored_in(wide: Path, sets: dict[str, Path], tmp_path: Path) -> None:
+    LlamaForCausalLM.from_pretrained(wide, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(wide).save_pretrained(tmp_path / "half")
+    build(tmp_path / "half", sets, tmp_path / "out", PART | {"examples": 4})
+    assert {part.dtype for part in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_adapters_are_merged_into_the_attention_alone(
     wide: Path, sets: dict[str, Path], tmp_path: Path, contents: Contents, recompute: bool
