@@ -37,7 +37,10 @@ def test_a_folder_of_another_program_is_neither_deleted_nor_written_to(store: St
     mine.mkdir()
     (mine / MANIFEST).write_text('{"name": "mine", "manifest_version": 3}')
     (mine / "work.js").write_text("years of work")
-    for refuse in (lambda: check_export(str(mine)), lambda: export_artifact(ref, store.address, str(mine))):
+    for refuse in (
+        lambda: check_export(str(mine), store.address),
+        lambda: export_artifact(ref, store.address, str(mine)),
+    ):
         with pytest.raises(ValueError, match=rf"^--export {mine}: holds .*, expected an empty folder, or an earlier"):
             refuse()
     assert (mine / "work.js").read_text() == "years of work"
@@ -50,7 +53,7 @@ def test_a_file_beside_an_earlier_export_stays(store: Store, tmp_path: Path) -> 
         export_artifact(ref, store.address, target)
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"out: holds notes\.txt, expected an empty folder"):
-        check_export(target)
+        check_export(target, store.address)
 
 
 def test_an_artifact_is_not_exported_onto_its_store(store: Store) -> None:
@@ -74,7 +77,7 @@ def test_links_and_the_folder_that_one_stands_in_are_written_to(
     (tmp_path / "link").symlink_to(folder)
     monkeypatch.chdir(folder)
     for target in (".", str(tmp_path / "link")):
-        check_export(target)
+        check_export(target, store.address)
         export_artifact(ref, store.address, target)
         assert {path.name for path in folder.iterdir()} == {MANIFEST, "index.html", ".longloom"}
     assert store.find("model", "k1") == ref
