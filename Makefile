@@ -49,9 +49,9 @@ faults: $(READY)
 	mkdir -p benchmarks/results
 	$(BIN)/python benchmarks/faults.py --out benchmarks/results/faults.md
 
-# On a machine with a GPU. Needs no setup: any interpreter with torch, triton and pytest will do (transformers for the
-# part razor), .venv's where it sees the GPU or PYTHON has no torch, else PYTHON. ARGS="--part decode --out FOLDER"
-# passes options on.
+# On a machine with a GPU. Needs no setup: any interpreter with torch, triton, pytest and hypothesis will do
+# (transformers for the part razor), .venv's where it sees the GPU or PYTHON has no torch, else PYTHON.
+# ARGS="--part decode --out FOLDER" passes options on.
 gpu-check:
 	@python=$(PYTHON); \
 	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null \

@@ -5,9 +5,10 @@
     python benchmarks/gpu_check.py --part minisequence  # long training, some five minutes of its own
     python benchmarks/gpu_check.py --out FOLDER         # the results there too
 
-Needs torch, triton and pytest; transformers for the parts "razor", "longcache" and "minisequence", models end to end,
-and peft too for "gradients"; pytest-xdist, flash_attn, flashinfer and liger-kernel are used where installed. Nothing is
-timed before the tests and checks have passed. Exits with 0; 1 if something failed; 2 where there is no GPU.
+Needs torch, triton, pytest and hypothesis; transformers for the parts "razor", "longcache" and "minisequence", models
+end to end, and peft too for "gradients"; pytest-xdist, flash_attn, flashinfer, liger-kernel are used where installed. A
+part whose tests or checks failed is not timed; the others are. The results are written after each part, so that a run
+that is killed keeps what it has. Exits with 0; 1 if something failed; 2 where there is no GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import importlib
 import importlib.util
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -30,22 +32,23 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
+_ATTENTION = "tests/kernels/attention/test_{}.py"
 #: The kernels in the order of their turns, each with its tests; last models with them end to end.
 PARTS = {
-    "decode": "tests/kernels/attention/test_decode.py",
-    "topk": "tests/kernels/attention/test_topk.py",
-    "prefill": "tests/kernels/attention/test_prefill.py",
-    "linear_cross_entropy": "tests/kernels/minisequence",
-    "gather": "tests/kernels/attention/test_gather.py",
-    "head_probe": "tests/kernels/attention/test_head_probe.py",
-    "compress": "tests/kernels/attention/test_compress.py",
-    "append": "tests/kernels/attention/test_append.py",
-    "spans": "tests/kernels/attention/test_spans.py",
-    "combine": "tests/kernels/attention/test_combine.py",
-    "razor": "tests/kernels/attention/test_compress.py",
-    "longcache": "tests/kernels/attention/test_topk.py",
-    "gradients": "tests/tasks/coreset/test_batched.py",
-    "minisequence": "tests/kernels/minisequence/test_tiled_mlp.py",
+    "decode": (_ATTENTION.format("decode"),),
+    "topk": (_ATTENTION.format("topk"),),
+    "prefill": (_ATTENTION.format("prefill"), _ATTENTION.format("prefill_backward")),
+    "linear_cross_entropy": ("tests/kernels/minisequence",),
+    "gather": (_ATTENTION.format("gather"),),
+    "head_probe": (_ATTENTION.format("head_probe"),),
+    "compress": (_ATTENTION.format("compress"),),
+    "append": (_ATTENTION.format("append"),),
+    "spans": (_ATTENTION.format("spans"),),
+    "combine": (_ATTENTION.format("combine"),),
+    "razor": (_ATTENTION.format("compress"), _ATTENTION.format("append"), _ATTENTION.format("decode")),
+    "longcache": (_ATTENTION.format("topk"), _ATTENTION.format("spans"), _ATTENTION.format("gather")),
+    "gradients": ("tests/tasks/coreset/test_batched.py",),
+    "minisequence": ("tests/kernels/minisequence/test_tiled_mlp.py",),
 }
 
 #: Parts that are no part of everything, for they fill the device and take as long as all others together.
@@ -74,7 +77,7 @@ def importable(folder: Path) -> None:
 
 def missing() -> str | None:
     """Why nothing can be run here, in one line; None: it can."""
-    for name in ("torch", "triton", "pytest"):
+    for name in ("torch", "triton", "pytest", "hypothesis"):
         if importlib.util.find_spec(name) is None:
             return f"{sys.executable} has no {name}; PYTHON=... chooses another interpreter"
     import torch
@@ -104,13 +107,33 @@ def check(run: Any, modules: dict[str, ModuleType], sizes: dict[str, Any]) -> li
     return failures
 
 
+def wrong(failures: Iterable[tuple[str, str]], names: Sequence[str]) -> set[str]:
+    """The parts whose tests or checks failed; all, where a failure is of no part's tests."""
+    found: set[str] = set()
+    for failure, _ in failures:
+        test = failure.partition("::")[0]
+        of = [
+            name
+            for name in PARTS
+            if failure.startswith(f"{name}: ")
+            or any(test.startswith(path.removesuffix(".py").replace("/", ".")) for path in PARTS[name])
+        ]
+        found |= set(of or names)
+    return found & set(names)
+
+
 def measure(
-    run: Any, modules: dict[str, ModuleType], sizes: dict[str, Any], late: Callable[[], bool]
-) -> tuple[list[tuple[str, str]], dict[str, float]]:
-    """Every module's benchmark; what failed, and each one's seconds."""
+    run: Any,
+    modules: dict[str, ModuleType],
+    sizes: dict[str, Any],
+    late: Callable[[], bool],
+    keep: Callable[[dict[str, float]], None],
+) -> list[tuple[str, str]]:
+    """Every module's benchmark; what failed. `keep` is told each one's seconds after every module."""
     from gpu.harness import HEADER, reason
 
-    failures, seconds = [], {}
+    failures: list[tuple[str, str]] = []
+    seconds: dict[str, float] = {}
     for name, module in modules.items():
         run.part = name
         if late():
@@ -126,7 +149,8 @@ def measure(
         free()
         seconds[name] = round(time.monotonic() - began, 1)
         run.say(f"  {seconds[name]} s")
-    return failures, seconds
+        keep(seconds)
+    return failures
 
 
 def free() -> None:
@@ -193,7 +217,7 @@ def everything(
     free()
 
     names = options.part or [name for name in PARTS if name not in ALONE]
-    tests = [PARTS[name] for name in options.part] if options.part else TESTS
+    tests = [*dict.fromkeys(test for name in options.part for test in PARTS[name])] if options.part else TESTS
     room = min(ROOM, int(SHARE * about["memory_bytes"]))
     run = Run(device, meter, found, implementation, about["cache_bytes"], room, functools.partial(print, flush=True))
     process = correctness.start(ROOT, tests, folder, device.type)
@@ -206,25 +230,39 @@ def everything(
         process.kill()
     failures += outcome.failures
     print(f"{time.monotonic() - began:8.1f} s  tests: {outcome.passed} passed, {outcome.skipped} skipped", flush=True)
-    about |= {"tests_passed": outcome.passed, "tests_skipped": outcome.skipped}
-    if failures:
-        show(failures)
-        print(f"{len(failures)} of the tests and checks failed, so nothing was timed")
-    else:
-        failures, about["seconds"] = measure(run, modules, sizes, lambda: time.monotonic() - began > LIMIT)
-        print(f"\n{'found':>9} {'bound':>9} {'':>8}  target\n{report.table(run.targets)}")
-        show(failures)
-    about |= {"failures": failures, "elapsed_s": round(time.monotonic() - began, 1)}
-    name = f"{report.slug(about['device'])}.json"
-    places = [options.out / name] if options.out else []
-    if run.rows and not options.part:  # a part alone does not replace a whole run's figures
-        places.append(RESULTS / name)
-    elif run.rows and set(names) <= set(ALONE):
-        places.append(RESULTS / f"{'-'.join(names)}-{name}")
-    for place in places:
-        report.write(place, run, found, about)
+    about |= {"tests_passed": outcome.passed, "tests_skipped": outcome.skipped, "seconds": {}, "failures": failures}
+    show(failures)
+    untimed = wrong(failures, names)
+    if untimed:
+        print(f"not timed, since their tests or checks failed: {', '.join(sorted(untimed))}", flush=True)
+    places = _places(options, names, report.slug(about["device"]))
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / "pytest.log", options.out / "pytest.log")
+
+    def keep(seconds: dict[str, float]) -> None:
+        about.update(seconds=seconds, elapsed_s=round(time.monotonic() - began, 1))
+        for place in places:
+            if run.rows or place.parent != RESULTS:  # no figures replace none of before
+                report.write(place, run, found, about)
+
+    keep({})
+    timed = {name: module for name, module in modules.items() if name not in untimed}
+    late = measure(run, timed, sizes, lambda: time.monotonic() - began > LIMIT, keep)
+    failures += late
+    keep(about["seconds"])
+    print(f"\n{'found':>9} {'bound':>9} {'':>8}  target\n{report.table(run.targets)}")
+    show(late)
     print(f"{about['elapsed_s']} s in all; results: {', '.join(map(str, places)) or 'printed alone'}")
     return 1 if failures else 0
+
+
+def _places(options: argparse.Namespace, names: Sequence[str], device: str) -> list[Path]:
+    """Where the results go: parts alone do not replace a whole run's figures, nor each other's."""
+    whole = not options.part
+    file = f"{device}.json" if whole else f"{'-'.join(names)}-{device}.json"
+    places = [options.out / file] if options.out else []
+    return [*places, RESULTS / file] if whole or set(names) <= set(ALONE) else places
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -189,6 +190,8 @@ class PolicyLM(SuiteLM):
         if row is None:
             try:
                 row = asked.row(self._model, self._policies[0])
+            except torch.AcceleratorError:  # the device is lost to this process: all that comes would fail too
+                raise
             except Exception as error:
                 row = _failure(error)
             else:
@@ -237,19 +240,25 @@ class PolicyLM(SuiteLM):
             if row is not None:
                 answers.append(row)
                 continue
-            try:
-                if prefix is None:
-                    prefix = read_prefix(
-                        self._model, job.ids[:common].tolist(), policies=self._policies, prompts=len(batch)
-                    )
-            except Exception:  # it may be the beginning alone that is too much
-                answers += self._try([job])
-                continue
+            if prefix is None:
+                prefix = self._prefix(job.ids[:common].tolist(), prompts=len(batch))
             policies = len(self._policies)
             answers += self._try([job], prefix)
             if len(self._policies) < policies:  # read for policies that are given up
                 prefix = None
         return answers
+
+    def _prefix(self, ids: list[int], *, prompts: int) -> Prefix | None:
+        """A beginning that is read once; None where that fails: it may be what is too much, or fail for each alone.
+
+        Not within an `except` goes the caller on, since its traceback holds on to the failed attempt's memory.
+        """
+        try:
+            return read_prefix(self._model, ids, policies=self._policies, prompts=prompts)
+        except torch.AcceleratorError:
+            raise
+        except Exception:
+            return None
 
     def _try(self, batch: Sequence[Job], prefix: Prefix | None = None) -> Sequence[Row | Failure]:
         """Generates under every policy and keeps all rows; returns this policy's own.
@@ -263,6 +272,8 @@ class PolicyLM(SuiteLM):
                 own, *others = self._generated(batch, prefix)
             else:
                 own, others = self._best(batch, prefix, self._picker), []
+        except torch.AcceleratorError:
+            raise
         except Exception as error:
             failure = _failure(error)
         if failure is not None:  # out of the `except`, whose traceback holds on to the failed attempt's memory

@@ -39,7 +39,7 @@ def start(root: Path, tests: Sequence[str], folder: Path, device: str) -> subpro
     command = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={folder / 'pytest.xml'}"]
     if importlib.util.find_spec("xdist"):
         command += ["-n", str(max(1, min(16, (os.cpu_count() or 2) - 1)))]
-    environment = os.environ | {"LONGLOOM_TEST_DEVICE": device}
+    environment = os.environ | {"LONGLOOM_TEST_DEVICE": device, "OMP_NUM_THREADS": "1"}
     with (folder / "pytest.log").open("wb") as log:
         return subprocess.Popen([*command, *tests], cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT)
 

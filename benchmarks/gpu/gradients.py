@@ -66,14 +66,15 @@ def adapted(shape: Shape, rank: int, dtype: torch.dtype, device: torch.device) -
     """A random model with random adapters of its own type."""
     from peft import LoraConfig, get_peft_model
 
+    from longloom.tasks.coreset.gradients import in_type
+
     config = LoraConfig(r=rank, lora_alpha=4 * rank, target_modules=TARGETS, task_type="CAUSAL_LM")
     model = get_peft_model(random_llama(shape, dtype, device), config, autocast_adapter_dtype=False)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.02)
-    made: PeftModel = model.to(dtype).to(device).eval()
-    return made
+    return in_type(model, dtype).to(device).eval()
 
 
 def batch(sizes: Sizes, number: int) -> Examples:

@@ -332,7 +332,7 @@ def check_model(run: Run, sizes: Sizes) -> None:
     def answers(policy: LongCachePolicy | FullPolicy) -> tuple[Tensor, int]:
         with policy_attention(model, policy) as cache:
             feed(model, cache, ids, sizes.chunk)
-        with decoding(model, policy, cache) as step:
+        with decoding(model, policy, cache, greedy=False) as step:
             found = [step(), step()]
             quiet = isinstance(policy, LongCachePolicy) and not policy.host
             with run.no_waits() if quiet else nullcontext():

@@ -172,15 +172,21 @@ def _measure_steps(
 
 
 @contextmanager
-def decoding(model: PreTrainedModel, policy: KVPolicy[Any], cache: PolicyCache) -> Iterator[Callable[[], Tensor]]:
-    """A greedy step that goes on from the cache and does not wait for the device: the logits [1, vocabulary]."""
+def decoding(
+    model: PreTrainedModel, policy: KVPolicy[Any], cache: PolicyCache, *, greedy: bool = True
+) -> Iterator[Callable[[], Tensor]]:
+    """A step that goes on from the cache and does not wait for the device: the logits [1, vocabulary].
+
+    It reads its own answers; not `greedy`, ids that count up, so that two ways stay comparable where rounding decides
+    an argmax.
+    """
     from longloom.kernels.huggingface.attention import policy_attention
 
     ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
 
     def step() -> Tensor:
         logits: Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1]
-        ids.copy_(logits.argmax(dim=-1, keepdim=True))
+        ids.copy_(logits.argmax(dim=-1, keepdim=True) if greedy else ids + 1)
         return logits
 
     with policy_attention(model, policy, cache=cache):
@@ -239,7 +245,7 @@ def check_model(run: Run, sizes: Sizes) -> None:
         raise AssertionError(f"{found} bytes held, predicted {predicted}")
     answers = []
     for policy in (replace(razor, induction=1.0), full):
-        with decoding(model, policy, prompt.kept_by(policy, rope_of(model))) as step:
+        with decoding(model, policy, prompt.kept_by(policy, rope_of(model)), greedy=False) as step:
             answers.append(torch.cat([step() for _ in range(4)]))
     close(answers[0], answers[1], tolerance=5e-2)
 

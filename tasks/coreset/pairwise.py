@@ -21,8 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from longloom.kernels.huggingface.load import load_reward_model
 from longloom.storage.parquet import iter_batches
 from longloom.tasks.coreset.batched import Example, PerExample, Sink
+from longloom.tasks.coreset.gradients import in_type
 from longloom.tasks.preference.encoding import Asked, Reading, encode, set_apart_padding
-from longloom.tasks.preference.pairs import NAME
 
 CHOSEN, REJECTED = 0, 1
 
@@ -35,6 +35,8 @@ def encode_pairs(
     Raises:
         ValueError: a chat template that refuses a conversation; the row's id is named.
     """
+    from longloom.tasks.preference.pairs import NAME  # not above: with it comes duckdb, which `make gpu-check` lacks
+
     columns = ["id", "prompt", "chosen", "rejected", "context", "tie"]
     for batch in iter_batches(comparisons, NAME, columns, 1024):
         for row in batch.to_pylist():
@@ -66,7 +68,7 @@ def load_adapted_reward(base: Path, adapter: Path, *, device: str = "cpu", dtype
     adapted: PeftModel = PeftModel.from_pretrained(
         model, adapter, is_trainable=True, torch_device=device, autocast_adapter_dtype=False
     )
-    return adapted.to(model.dtype).eval()
+    return in_type(adapted, model.dtype).eval()
 
 
 def pair_gradient(

@@ -102,6 +102,8 @@ def run(
     except NotFinite as stop:
         kept = keep_last_good(model, tokenizer, folder)
         raise ValueError(f"training: {stop}; {f'{kept}; ' if kept else ''}lower the learning rate") from None
+    # On a GPU accelerate leaves its autocast around the model's forward, under which later measures would be taken.
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     write_speed(trainer.state.log_history, tokens, folder)
     return [row | {"tokens": tokens[int(row["step"])]} for row in trainer.state.log_history if "loss" in row]
 

@@ -66,7 +66,7 @@ def whole(checkout, monkeypatch):
     small = {name: importlib.import_module(f"gpu.{name}").Sizes(**TINY[name]) for name in ("combine", "head_probe")}
     for name, sizes in small.items():
         monkeypatch.setattr(f"gpu.{name}.Sizes", lambda sizes=sizes: sizes)
-    monkeypatch.setattr(gpu_check, "PARTS", {"combine": "good.py", "head_probe": "bad.py"})
+    monkeypatch.setattr(gpu_check, "PARTS", {"combine": ("good.py",), "head_probe": ("bad.py",)})
     monkeypatch.setattr(gpu_check, "TESTS", ("good.py",))
     monkeypatch.setattr(gpu_check, "ROOT", checkout)
     monkeypatch.setattr(gpu_check, "RESULTS", checkout / "results")
@@ -95,18 +95,39 @@ def test_a_whole_run_leaves_its_figures(whole, checkout, capsys):
 def test_a_part_alone_leaves_the_results_as_they_are(whole, checkout, capsys):
     assert whole(part=["combine"], out=checkout / "out") == 0
     assert not (checkout / "results").exists()
-    found = json.loads((checkout / "out" / "some-cpu.json").read_text())
+    found = json.loads((checkout / "out" / "combine-some-cpu.json").read_text())
     assert {row["part"] for row in found["rows"]} == {"combine"}
+    assert "3 passed, 1 skipped" in (checkout / "out" / "pytest.log").read_text()
 
 
-def test_nothing_is_timed_after_a_failure(whole, checkout, capsys):
-    assert whole(part=["head_probe"], out=checkout / "out") == 1
+def test_a_part_whose_tests_failed_is_not_timed(whole, checkout, capsys):
+    assert whole(part=["head_probe", "combine"], out=checkout / "out") == 1
     told = capsys.readouterr().out
     assert "failed: bad::test_wrong\n    AssertionError: one is not two" in told
-    assert "1 of the tests and checks failed, so nothing was timed" in told
-    found = json.loads((checkout / "out" / "some-cpu.json").read_text())
-    assert found["rows"] == []
+    assert "not timed, since their tests or checks failed: head_probe\n" in told
+    found = json.loads((checkout / "out" / "head_probe-combine-some-cpu.json").read_text())
+    assert {row["part"] for row in found["rows"]} == {"combine"}
     assert found["failures"] == [["bad::test_wrong", "AssertionError: one is not two"]]
+
+
+def test_a_failure_of_no_parts_tests_stops_all(whole):
+    names = ["combine", "head_probe"]
+    assert gpu_check.wrong([("combine: a check", "why")], names) == {"combine"}
+    assert gpu_check.wrong([("good::test_number", "why")], names) == {"combine"}
+    assert gpu_check.wrong([("pytest", "did not end"), ("good::test_number", "why")], names) == set(names)
+    assert gpu_check.wrong([], names) == set()
+
+
+def test_a_run_that_is_killed_leaves_the_parts_it_has_measured(whole, checkout, monkeypatch):
+    def killed(run, sizes):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gpu.head_probe.measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        whole()
+    found = json.loads((checkout / "results" / "some-cpu.json").read_text())
+    assert {row["part"] for row in found["rows"]} == {"combine"}
+    assert set(found["seconds"]) == {"combine"}
 
 
 def test_the_checkout_is_importable_without_an_install(tmp_path):

@@ -39,9 +39,9 @@ def test_every_check_passes_on_the_reference(run, name):
 @pytest.mark.parametrize("name", gpu_check.PARTS)
 def test_every_benchmark_runs(run, name):
     module, sizes = part(name)
-    failures, seconds = gpu_check.measure(run, {name: module}, {name: sizes}, lambda: False)
-    assert failures == []
-    assert set(seconds) == {name}
+    kept = []
+    assert gpu_check.measure(run, {name: module}, {name: sizes}, lambda: False, lambda told: kept.append({*told})) == []
+    assert kept == [{name}]
     assert {row.part for row in run.rows} == {name}
     assert all(row.share is not None for row in run.rows)
     ours = [row for row in run.rows if row.way.startswith("reference")]
@@ -69,7 +69,8 @@ def test_a_benchmark_that_fails_or_comes_too_late_is_told(run):
 
     modules = {"first": SimpleNamespace(measure=measure), "second": SimpleNamespace(measure=measure)}
     turns = iter([False, True])
-    failures, _ = gpu_check.measure(run, modules, {"first": None, "second": None}, lambda: next(turns))
+    parts = {"first": None, "second": None}
+    failures = gpu_check.measure(run, modules, parts, lambda: next(turns), lambda seconds: None)
     assert failures == [
         ("first", "RuntimeError: out of memory"),
         ("second", "not measured: the time is up; --part measures it alone"),

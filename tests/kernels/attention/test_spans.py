@@ -129,7 +129,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_a_bad_call_is_refused(message):
+def test_a_bad_call_is_refused(message, device):
     call = {"votes": torch.zeros(2, 10, dtype=torch.int32), "most": 3, "span": 4} | BAD[message]
+    call = {name: part.to(device) if isinstance(part, torch.Tensor) else part for name, part in call.items()}
     with pytest.raises(ValueError, match=f"^vote_spans: {re.escape(message)}$"):
         vote_spans(call.pop("votes"), call.pop("most"), call.pop("span"), **call)

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from longloom.kernels.attention.quantise import quantise
 from longloom.kernels.attention.topk import TRITON_K, topk_indices, topk_votes
@@ -433,7 +434,8 @@ BAD = {
 
 @pytest.mark.parametrize("message", BAD)
 @pytest.mark.parametrize("operation", [topk_indices, topk_votes])
-def test_a_bad_call_is_refused(message, operation):
+def test_a_bad_call_is_refused(message, operation, device):
     call = {"query": torch.zeros(2, 4, 1, 32), "key": torch.zeros(2, 2, 10, 32), "k": 3} | BAD[message]
+    call = tree_map(lambda part: part.to(device) if isinstance(part, Tensor) else part, call)
     with pytest.raises(ValueError, match=f"^{operation.__name__}: {re.escape(message)}$"):
         operation(call.pop("query"), call.pop("key"), call.pop("k"), **call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,55 @@ def test_a_model_whose_configuration_names_no_window(loaded: Loaded) -> None:
     assert (lm.window, outcome.prompt_tokens, outcome.truncated) == (None, 1200, False)
     ((likelihood, _),) = lm.loglikelihood([instance(0, ("the key", " is"))])
     assert likelihood < 0
+
+
+@pytest.fixture
+def alike(monkeypatch: pytest.MonkeyPatch) -> list[Instance]:
+    """Two prompts whose beginning is read once."""
+    monkeypatch.setattr("longloom.evals.beginnings.CHUNK", 16)
+    texts = ["the value of the key is " * 8 + end for end in ("a", "b")]
+    return [instance(number, (text, {"max_gen_toks": 2})) for number, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("where", ["generate", "read_prefix", "loglikelihood"])
+def test_a_device_that_is_lost_ends_the_evaluation(
+    where: str, loaded: Loaded, alike: list[Instance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything after it would fail too, and be published as zeros."""
+
+    def lost(*given: Any, **options: Any) -> Any:
+        raise torch.AcceleratorError("device-side assert triggered")
+
+    monkeypatch.setattr(f"longloom.evals.lm.{where}", lost)
+    lm = build(loaded)
+    ask = lm.loglikelihood if where == "loglikelihood" else lm.generate_until
+    with pytest.raises(torch.AcceleratorError):
+        ask([instance(0, ("the key", " is"))] if where == "loglikelihood" else alike)
+
+
+def test_a_failed_beginning_holds_no_memory_while_each_prompt_is_tried(
+    loaded: Loaded, alike: list[Instance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[Any]] = []
+    alive: list[bool] = []
+    tried = PolicyLM._try
+
+    class Cache: ...
+
+    def fails(*given: Any, **options: Any) -> Any:
+        cache = Cache()
+        held.append(weakref.ref(cache))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def note(self: PolicyLM, *given: Any) -> Any:
+        alive.append(held[-1]() is not None)
+        return tried(self, *given)
+
+    alone = [build(loaded).generate_until([one])[0] for one in alike]
+    monkeypatch.setattr("longloom.evals.lm.read_prefix", fails)
+    monkeypatch.setattr(PolicyLM, "_try", note)
+    assert build(loaded).generate_until(alike) == alone
+    assert alive == [False, False]
 
 
 def test_a_chat_template_of_the_harness_prints_no_date_of_today(loaded: Loaded) -> None:

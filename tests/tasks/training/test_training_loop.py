@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM
 
 from longloom.kernels.huggingface.load import load_model
 from longloom.tasks.progress import Progress, silent
+from longloom.tasks.training import loop, watched
 from longloom.tasks.training.finetune import with_lora
 from longloom.tasks.training.imported import build as build_imported
 from longloom.tasks.training.loop import ROWS, Batch, linear, train, write_rows
@@ -80,6 +81,23 @@ def test_rows_tell_what_happened(model_folder: Path, tmp_path: Path) -> None:
         assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
     for mine, theirs in zip(network.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_no_autocast_stays_around_the_model(
+    model: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU has it: what is measured after the training is measured in the weights' type."""
+
+    def mixed(*given: Any, **options: Any) -> dict[str, Any]:
+        return watched.arguments(*given, **options) | {"bf16": True}
+
+    monkeypatch.setattr(loop, "arguments", mixed)
+    run(model, tmp_path, [1e-3] * 2)
+    ids = make(0)["input_ids"]
+    model.save_pretrained(tmp_path / "saved")
+    plain = LlamaForCausalLM.from_pretrained(tmp_path / "saved")
+    with torch.no_grad():
+        assert torch.equal(model.eval()(ids).logits, plain.eval()(ids).logits)
 
 
 def test_a_row_is_the_mean_of_its_steps(model_folder: Path, tmp_path: Path) -> None:
