@@ -21,7 +21,8 @@ def test_every_kernel_has_its_turn_and_its_tests():
     found = {path.stem for path in (ROOT / "kernels" / "attention").glob("[!_]*.py")}
     found -= {"pages", "pack", "quantise", "summaries", "topk_reference"}  # no Triton
     assert set(gpu_check.PARTS) == found | {"linear_cross_entropy", "razor", "longcache", "gradients", "minisequence"}
-    assert [path for path in (*gpu_check.PARTS.values(), *gpu_check.TESTS) if not (ROOT / path).exists()] == []
+    tests = {path for paths in gpu_check.PARTS.values() for path in paths} | set(gpu_check.TESTS)
+    assert [path for path in sorted(tests) if not (ROOT / path).exists()] == []
 
 
 def part(name):

@@ -5,7 +5,6 @@ import re
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from longloom.kernels.attention.quantise import quantise
 from longloom.kernels.attention.topk import TRITON_K, topk_indices, topk_votes
@@ -436,6 +435,7 @@ BAD = {
 @pytest.mark.parametrize("operation", [topk_indices, topk_votes])
 def test_a_bad_call_is_refused(message, operation, device):
     call = {"query": torch.zeros(2, 4, 1, 32), "key": torch.zeros(2, 2, 10, 32), "k": 3} | BAD[message]
-    call = tree_map(lambda part: part.to(device) if isinstance(part, Tensor) else part, call)
+    if call.get("implementation") == "triton":  # which asks for the device first
+        call = {name: part.to(device) if isinstance(part, Tensor) else part for name, part in call.items()}
     with pytest.raises(ValueError, match=f"^{operation.__name__}: {re.escape(message)}$"):
         operation(call.pop("query"), call.pop("key"), call.pop("k"), **call)
