@@ -9,7 +9,7 @@ from prefect import flow
 from longloom.flows.checks import check_coreset, check_model, check_sources
 from longloom.flows.model import is_small, model_of
 from longloom.flows.params import DEFAULT_STORE, InstructionsParams, ModelParams
-from longloom.flows.params_coreset import CoresetParams
+from longloom.flows.params_coreset import WARMUP_RATE, CoresetParams
 from longloom.flows.params_preference import ComparisonsParams
 from longloom.flows.sources import of_run
 from longloom.storage.refs import ArtifactRef
@@ -97,7 +97,7 @@ def _warmup_of(store: Store, model: ArtifactRef, instructions: ArtifactRef, para
         "checkpoints": params.checkpoints,
         "epochs": params.warmup_epochs,
         "batch": params.batch,
-        "learning_rate": params.warmup_learning_rate or (1e-3 if is_small(store, model) else 2e-5),
+        "learning_rate": params.warmup_learning_rate or WARMUP_RATE.of(is_small(store, model)),
         "rank": params.rank,
         "alpha": params.alpha,
         "max_length": params.max_length,

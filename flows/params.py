@@ -6,7 +6,8 @@ Imports pydantic alone: a form model in a module that misses a heavy library sil
 from __future__ import annotations
 
 import os
-from typing import Literal
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -28,9 +29,33 @@ WORKERS = r"^(threads|processes|cluster|\S+:\S+)$"
 #: Bytes of a model (25 M float32 parameters) up to which trainings have defaults that suit the demo's, of 4.5 MB. Its
 #: learning rates would destroy models of billions of parameters.
 SMALL = 100_000_000
-SMALL_OR_NOT = "{} for models of at most 100 MB, such as base, else {}"
+Value = TypeVar("Value", float, str)
 #: What the option of a training says.
 KEPT_CHECKPOINTS = "weights to keep at equal distances, for `trace --influence`; none by default"
+
+
+@dataclass(frozen=True)
+class BySize(Generic[Value]):
+    """A default that the model's size decides; as text, for descriptions.
+
+    Attributes:
+        small: for models of at most `SMALL` bytes.
+        large: for the others.
+        source: whose choice that is.
+    """
+
+    small: Value
+    large: Value
+    source: str
+
+    def of(self, small: bool) -> Value:
+        """The default for a model of this size."""
+        return self.small if small else self.large
+
+    def __str__(self) -> str:
+        return (
+            f"{self.small} for models of at most {SMALL // 10**6} MB, such as base, else {self.large} ({self.source})"
+        )
 
 
 class Params(BaseModel):

@@ -6,7 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from longloom.flows.params import SMALL_OR_NOT, WORKERS, Params
+from longloom.flows.params import WORKERS, BySize, Params
+
+#: Of the warm-up.
+WARMUP_RATE = BySize(1e-3, 2e-5, "TAGCOS")
 
 
 class CoresetParams(Params):
@@ -46,7 +49,7 @@ class CoresetParams(Params):
     warmup_learning_rate: float | None = Field(
         default=None,
         gt=0,
-        description="of the warm-up's LoRA; by default " + SMALL_OR_NOT.format("0.001", "2e-5, as TAGCOS"),
+        description=f"of the warm-up's LoRA; by default {WARMUP_RATE}",
     )
     checkpoints: int = Field(default=3, ge=1, description="of the warm-up, each giving gradients")
     rank: int = Field(default=8, ge=1, description="of the warm-up's LoRA")

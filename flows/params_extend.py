@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from longloom.flows.params import SMALL_OR_NOT, Params
+from longloom.flows.params import BySize, Params
+
+RATE = BySize(4e-4, 3e-5, "ChatQA 2")
 
 
 class PackParams(Params):
@@ -49,9 +51,7 @@ class ExtendParams(Params):
     )
     steps: int | None = Field(default=None, ge=1, description="optimizer steps; one pass over the rows by default")
     batch: int = Field(default=4, ge=1, description="rows a step, read one by one")
-    learning_rate: float | None = Field(
-        default=None, gt=0, description=f"peak; by default {SMALL_OR_NOT.format('0.0004', '3e-5, as ChatQA 2')}"
-    )
+    learning_rate: float | None = Field(default=None, gt=0, description=f"peak; by default {RATE}")
     warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the steps that warm up")
     recompute: bool = Field(
         default=True, description="keep each layer's input alone and compute the rest again (gradient checkpointing)"
@@ -73,5 +73,4 @@ class ExtendParams(Params):
 
     def of(self, small: bool) -> dict[str, Any]:
         """The parameters of the training, with the learning rate that the model's size decides."""
-        rate = self.learning_rate or (4e-4 if small else 3e-5)
-        return self.model_dump(exclude={"texts"}) | {"learning_rate": rate}
+        return self.model_dump(exclude={"texts"}) | {"learning_rate": self.learning_rate or RATE.of(small)}

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from longloom.flows.params import (
-    SMALL_OR_NOT,
     STAGES,
     STANDARD_LIBRARY,
+    BySize,
     CorpusParams,
     FinetuneParams,
     IndexParams,
@@ -21,6 +21,10 @@ from longloom.flows.params import (
 )
 from longloom.flows.params_coreset import CoresetParams
 from longloom.flows.params_evaluate import EvaluateParams, RetrievalParams, parsed_policies
+
+#: How the pipeline trains on the chosen examples.
+TUNING: BySize[str] = BySize("full", FinetuneParams().tuning, "TAGCOS")
+RATE = BySize(1e-3, FinetuneParams().learning_rate, "TAGCOS")
 
 
 class PipelineIndexParams(IndexParams):
@@ -34,20 +38,18 @@ class PipelineFinetuneParams(TrainingParams):
 
     tuning: Literal["lora", "full"] | None = Field(
         default=None,
-        description=f"adapters on the attention, or all weights; by default {SMALL_OR_NOT.format('full', 'lora')}",
+        description=f"adapters on the attention, or all weights; by default {TUNING}",
     )
-    learning_rate: float | None = Field(
-        default=None, gt=0, description=f"peak; by default {SMALL_OR_NOT.format('0.001', '2e-5, as TAGCOS')}"
-    )
+    learning_rate: float | None = Field(default=None, gt=0, description=f"peak; by default {RATE}")
     epochs: int = Field(default=3, ge=1, description=TrainingParams.model_fields["epochs"].description)
     batch: int = Field(default=4, ge=1, description=FinetuneParams.model_fields["batch"].description)
 
     def of(self, small: bool) -> dict[str, Any]:
         """The parameters of a training, with what the model's size decides."""
-        defaults = FinetuneParams()
-        tuning, rate = ("full", 1e-3) if small else (defaults.tuning, defaults.learning_rate)
-        decided = {"tuning": self.tuning or tuning, "learning_rate": self.learning_rate or rate}
-        return self.model_dump() | decided
+        return self.model_dump() | {
+            "tuning": self.tuning or TUNING.of(small),
+            "learning_rate": self.learning_rate or RATE.of(small),
+        }
 
 
 class PipelineRetrievalParams(RetrievalParams):

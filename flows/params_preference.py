@@ -6,11 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from longloom.flows.params import SMALL_OR_NOT, STANDARD_LIBRARY, Params
+from longloom.flows.params import STANDARD_LIBRARY, BySize, Params
 
-#: Peak learning rate by how a model is trained: the field's for all weights of models of billions of parameters (3e-6
-#: to 9e-6), trl's for adapters (RewardConfig), and what a small model's weights need.
-RATES = {"full": 6e-6, "lora": 1e-4, "small": 5e-4}
+#: Peak learning rate for all weights, and for adapters as trl's RewardConfig has it.
+RATE, ADAPTER_RATE = BySize(5e-4, 6e-6, "3e-6 to 9e-6 suit models of billions of parameters"), 1e-4
 
 
 class ComparisonsParams(Params):
@@ -50,8 +49,7 @@ class RewardParams(Params):
     learning_rate: float | None = Field(
         default=None,
         gt=0,
-        description="peak; by default 1e-4 for adapters; for all weights "
-        + SMALL_OR_NOT.format("0.0005", "6e-6 (3e-6 to 9e-6 suit models of billions of parameters)"),
+        description=f"peak; by default {ADAPTER_RATE} for adapters; for all weights {RATE}",
     )
     rank: int = Field(default=16, ge=1, description="of LoRA")
     alpha: int = Field(default=32, ge=1, description="of LoRA")
@@ -72,7 +70,7 @@ class RewardParams(Params):
 
     def of(self, small: bool) -> dict[str, object]:
         """The parameters of the training, with the learning rate that the model's size decides."""
-        default = RATES["small" if small and self.tuning == "full" else self.tuning]
+        default = RATE.of(small) if self.tuning == "full" else ADAPTER_RATE
         return self.model_dump() | {"learning_rate": self.learning_rate or default}
 
 

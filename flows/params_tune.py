@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from longloom.flows.params import SMALL_OR_NOT, Params
+from longloom.flows.params import BySize, Params
+
+RATE = BySize(5e-4, 3e-5, "ChatQA 2's of the third stage")
 
 #: Sets that are made here: of the standard library, and long documents of another set's conversations.
 POOL, DIALOGUES, SYNTHESIS = "stdlib:instructions", "stdlib:conversations", "synthesis:"
@@ -30,7 +32,7 @@ class StageParams(Params):
     learning_rate: float | None = Field(
         default=None,
         gt=0,
-        description="peak; by default " + SMALL_OR_NOT.format("0.0005", "3e-5, as ChatQA 2 in its third stage"),
+        description=f"peak; by default {RATE}",
     )
 
 

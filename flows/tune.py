@@ -10,7 +10,7 @@ from longloom.flows.artifacts import publish_report
 from longloom.flows.checks import check_model, check_sources
 from longloom.flows.model import is_small, model_of
 from longloom.flows.params import DEFAULT_STORE, CorpusParams, ModelParams
-from longloom.flows.params_tune import DIALOGUES, POOL, SYNTHESIS, StageParams, TuneParams, pairs
+from longloom.flows.params_tune import DIALOGUES, POOL, RATE, SYNTHESIS, StageParams, TuneParams, pairs
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
 from longloom.storage.store import Store
@@ -62,7 +62,7 @@ def tune(
             return {"stage": name, "shares": blend, **stages[name].model_dump(include={"examples", "max_length"})}
 
         def train(label: str, start: ArtifactRef, parts: list[dict[str, Any]], like: str) -> ArtifactRef:
-            rate = stages[like].learning_rate or (5e-4 if small else 3e-5)
+            rate = stages[like].learning_rate or RATE.of(small)
             ref = tune_task(place, start, sets, label=label, parts=parts, learning_rate=rate, **options)
             made[label] = log.add(f"tune/{label}", ref)
             return ref

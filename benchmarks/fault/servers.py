@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,11 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fault.commands import ROOT, SECONDS, Row, environment, wait
+from fault.commands import SECONDS, Row, environment, wait
 from longloom.storage.runs import list_runs
 from longloom.storage.store import Store
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+from tests.browser import CHROMIUM, Browser
+from tests.infra.stack import running
 
 
 @contextlib.contextmanager
@@ -104,9 +103,6 @@ def fifty_runs(folder: Path) -> Row:
 
 def fifty_on_postgres(folder: Path) -> Row:
     """The same against the server of infra/compose.yaml: PostgreSQL and Redis, services apart."""
-    sys.path.append(str(ROOT))
-    from tests.infra.stack import running
-
     with running(folder) as stack:
         _fifty(folder, stack.client_environment(), lambda: stack.ask("flow_runs/filter", {"limit": 200}))
     return Row("50 flow runs at once, on PostgreSQL", FIFTY_DONE, FIFTY_FOUND)
@@ -185,9 +181,6 @@ def opened(pages: Sequence[tuple[str, str, str]]) -> list[float]:
     Args:
         pages: address and texts of each.
     """
-    sys.path.append(str(ROOT))
-    from tests.browser import Browser
-
     with tempfile.TemporaryDirectory(prefix="longloom-chromium-", ignore_cleanup_errors=True) as profile:
         browser = Browser(Path(profile))
         try:

@@ -20,7 +20,6 @@ from longloom.storage.atomic import write_atomic
 from longloom.storage.json_text import read_json
 from longloom.tasks.corpus.messages import Message
 from longloom.tasks.preference import template as templates
-from longloom.tasks.training import stored
 from longloom.tasks.training.sft import opening, render
 
 #: What stands beside a reward model's weights.
@@ -101,11 +100,6 @@ def reading_of(folder: Path, *, window: int) -> Reading:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return found
-
-
-def window_of(model: PreTrainedModel) -> int:
-    """The tokens that a model can read, as its configuration says; without a limit where it does not say."""
-    return stored.window_of(model.config)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, asked: Asked, reading: Reading) -> list[int]:

@@ -17,9 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longloom.kernels.huggingface.load import load_reward_model
 from longloom.tasks.preference.encoding import Asked as Asked
-from longloom.tasks.preference.encoding import Reading, encode_all, reading_of, set_apart_padding, window_of
+from longloom.tasks.preference.encoding import Reading, encode_all, reading_of, set_apart_padding
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.heldout import batches_by_length
+from longloom.tasks.training.stored import window_of
 
 #: Tokens of a batch with its padding. Of a small model on a CPU more would not stay in a core's cache.
 BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
@@ -144,6 +145,6 @@ def load_scorer(model: Path, *, batch_tokens: int | None = None, device: str | N
         raise ValueError(f"model {model}: has no reward head ({', '.join(new)}), expected a trained reward model")
     if network.config.get_text_config().pad_token_id is None:
         set_apart_padding(tokenizer, network)
-    reading = reading_of(Path(model), window=window_of(network))
+    reading = reading_of(Path(model), window=window_of(network.config))
     most = batch_tokens or BATCH_TOKENS.get(network.device.type, BATCH_TOKENS["cpu"])
     return RewardScorer(network, tokenizer, reading, batch_tokens=most)

@@ -19,13 +19,14 @@ from transformers import PreTrainedTokenizerBase
 from longloom.storage.parquet import FileWriter, read_table
 from longloom.storage.stats import Stats
 from longloom.tasks.preference import template as templates
-from longloom.tasks.preference.encoding import Asked, Reading, encode, set_apart_padding, window_of
+from longloom.tasks.preference.encoding import Asked, Reading, encode, set_apart_padding
 from longloom.tasks.preference.pairs import NAME
 from longloom.tasks.preference.reward_model import TUNINGS, start, with_adapters
 from longloom.tasks.preference.reward_trainer import SCHEMA, Batches, Pair, train
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.checkpoints import leave_kept
 from longloom.tasks.training.sft import epoch_batches
+from longloom.tasks.training.stored import window_of
 from longloom.tasks.training.watched import keep_speed
 
 #: Share of the steps that warm up.
@@ -91,7 +92,7 @@ def build(
     templates.check(template)
     network, tokenizer = start(model, seed=seed)
     added = set_apart_padding(tokenizer, network)
-    reading = Reading(template, min(max_length, window_of(network)))
+    reading = Reading(template, min(max_length, window_of(network.config)))
     pairs, told = read_pairs(comparisons, tokenizer, reading, on_too_long=on_too_long)
     batches = together(pairs, batch=batch, epochs=epochs, seed=seed)
     steps = len(batches)

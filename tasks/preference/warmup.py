@@ -15,13 +15,14 @@ import torch
 
 from longloom.storage.stats import Stats
 from longloom.tasks.preference import template as templates
-from longloom.tasks.preference.encoding import Reading, set_apart_padding, window_of
+from longloom.tasks.preference.encoding import Reading, set_apart_padding
 from longloom.tasks.preference.reward_model import start, with_adapters
 from longloom.tasks.preference.reward_trainer import Batches, train
 from longloom.tasks.preference.training import WARMUP_SHARE, read_pairs
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.training.checkpoints import leave_kept, spaced
 from longloom.tasks.training.sft import epoch_batches
+from longloom.tasks.training.stored import window_of
 from longloom.tasks.training.warmup import save_checkpoint
 from longloom.tasks.training.watched import keep_speed
 
@@ -63,7 +64,7 @@ def build(
     """
     network, tokenizer = start(model, seed=seed)
     set_apart_padding(tokenizer, network)
-    reading = Reading(templates.DEFAULT, min(max_length, window_of(network)))
+    reading = Reading(templates.DEFAULT, min(max_length, window_of(network.config)))
     known, told = read_pairs(comparisons, tokenizer, reading, on_too_long="skip")
     count = min(len(known), max(round(share * len(known)), checkpoints * batch))
     chosen = np.sort(np.random.default_rng(seed).permutation(len(known))[:count]).tolist()

@@ -16,10 +16,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,12 @@ from typing import Any
 import psutil
 import yaml
 
+from ..waiting import SECONDS, wait_until
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text())
 #: An innermost one.
 VARIABLE = re.compile(r"\$\{(\w+)(?::[?-]([^${}]*))?\}")
-#: The machine may be busy: for giving up, nothing waits for it.
-SECONDS = 300
 
 
 def missing() -> str:
@@ -61,15 +60,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def wait_until(done: Callable[[], Any], message: Callable[[], str], seconds: float = SECONDS) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := done():
-            return found
-        time.sleep(0.5)
-    raise AssertionError(message())
 
 
 class Listener:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from .stack import COMPOSE, ROOT, free_port, wait_until
+from ..waiting import wait_until
+from .stack import COMPOSE, ROOT, free_port
 
 #: Asks the cluster for 2 ** 5, as a flow run would: by its address alone.
 CLIENT = (

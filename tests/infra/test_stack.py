@@ -15,7 +15,8 @@ import pytest
 from longloom.storage.runs import list_runs
 from longloom.storage.store import Store
 
-from .stack import SECONDS, Stack, missing, running, wait_until
+from ..waiting import SECONDS, wait_until
+from .stack import Stack, missing, running
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
