@@ -17,24 +17,18 @@ def revision(name: str) -> str:
     Raises:
         ValueError: there is no such folder and no such model, or neither the hub nor its local cache gives it.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.file_download import repo_folder_name
+
+    from longloom.evals.hub import newest_commit
 
     try:
-        found = HfApi().model_info(name, timeout=10).sha
+        return f"hub:{name}@{newest_commit(name, kind='model')}"
     except HFValidationError:
         raise ValueError(f"model {name!r}: no such folder, and no name that the hub could know") from None
     except Exception as error:  # beside its own errors, those of whichever HTTP library the hub's package uses
-        place = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "refs" / "main"
-        if not place.is_file():
-            raise ValueError(
-                f"model {name!r}: no such folder, and neither the hub nor its local cache gives it"
-                f" ({type(error).__name__})"
-            ) from None
-        found = place.read_text(encoding="utf-8").strip()
-    return f"hub:{name}@{found}"
+        raise ValueError(
+            f"model {name!r}: no such folder, and neither the hub nor its local cache gives it ({type(error).__name__})"
+        ) from None
 
 
 def build(source: str, out: Path) -> Stats:
