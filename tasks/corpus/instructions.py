@@ -45,7 +45,7 @@ def build(sources: list[str], out: Path, *, on_bad_record: str, progress: Progre
         progress: called with the examples read; their number is not known beforehand.
 
     Returns:
-        Counts of examples, turns and skipped records; values count the examples by format.
+        Counts of examples, turns and skipped records; values count the good records by format, repeated ids included.
 
     Raises:
         FileNotFoundError: a source does not exist or an empty folder.

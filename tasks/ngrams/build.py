@@ -73,7 +73,8 @@ def build(
     Args:
         corpus: folder of `documents-*.parquet`; read as a stream.
         tokenizer: folder with a tokenizer.json; None for the bytes of UTF-8.
-        out: an empty folder, or what a killed build left: its whole shards are kept if they are of the same.
+        out: an empty folder, or what a killed build left: its whole shards are kept if they are of the same. A finished
+            index of the same tokenizer is taken for this corpus's: a folder is for one.
         threads: for sorting.
         memory_gib: memory that the build may take, this process included.
         shard_tokens: tokens and separators of a shard at most (a longer document has one of its own); as many as

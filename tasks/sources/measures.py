@@ -31,6 +31,7 @@ CLEAN, SUSPICIOUS, DIRTY = VERDICTS = ("clean", "suspicious", "dirty")
 _BATCH = 4096
 
 _WORD = re.compile(rf"[{CJK}]|[^\s{CJK}]+")
+_UNSPACED = re.compile(rf"[{CJK}]")
 
 
 @dataclass(frozen=True)
@@ -115,23 +116,41 @@ def overlap(corpus: Corpus, measure: Measure, texts: Sequence[str]) -> Overlap:
         cut = measure.windows(text)
         windows += len(cut)
         standing = _standing(corpus, located, cut)
+        spaced = after_space(corpus, text, cut[0]) if cut and not standing[0] else []
+        if spaced:
+            standing[0] = corpus.index.counts([spaced])[0] > 0
         found += int(standing.sum())
         if example is None and standing.any():
-            begin, end = cut[int(standing.argmax())]
-            example = text[begin:end], located.tokens[slice(*located.tokens_over(begin, end))]
+            number = int(standing.argmax())
+            tokens = spaced if spaced and not number else asked_for(corpus, located, cut[number])
+            example = text[slice(*cut[number])], tokens
     return Overlap(windows, found, example)
+
+
+def asked_for(corpus: Corpus, located: Located, window: tuple[int, int]) -> list[int]:
+    """The tokens of a window; none if the vocabulary lacks one, which matches nothing."""
+    tokens = located.tokens[slice(*located.tokens_over(*window))]
+    return [] if corpus.encoder.unknown in tokens else tokens
+
+
+def after_space(corpus: Corpus, text: str, window: tuple[int, int]) -> list[int]:
+    """The tokens of the window that begins a text, as within a line, where a space stands before them.
+
+    Most tokenizers have other tokens there; none for other windows, before a Chinese character or kana, and of an index
+    of bytes, which finds both alike.
+    """
+    begin, end = window
+    if begin or corpus.of_bytes or _UNSPACED.match(text):
+        return []
+    return asked_for(corpus, locate(corpus.encoder, f" {text[:end]}"), (1, end + 1))
 
 
 def _standing(corpus: Corpus, located: Located, windows: Sequence[tuple[int, int]]) -> np.ndarray:
     """Which windows stand in the corpus, bool [N]."""
-    unknown = corpus.encoder.unknown
     standing = np.zeros(len(windows), dtype=bool)
     for first in range(0, len(windows), _BATCH):
-        asked: dict[int, list[int]] = {}
-        for number, window in enumerate(windows[first : first + _BATCH], start=first):
-            tokens = located.tokens[slice(*located.tokens_over(*window))]
-            if tokens and unknown not in tokens:  # what the vocabulary lacks matches nothing
-                asked[number] = tokens
+        batch = enumerate(windows[first : first + _BATCH], start=first)
+        asked = {number: tokens for number, window in batch if (tokens := asked_for(corpus, located, window))}
         if asked:
             standing[list(asked)] = corpus.index.counts(list(asked.values())) > 0
     return standing

@@ -27,7 +27,7 @@ from longloom.storage.parquet import FileWriter
 from longloom.storage.stats import Stats
 from longloom.tasks.progress import Progress, silent
 from longloom.tasks.sources.located import Corpus, locate, open_corpus
-from longloom.tasks.sources.measures import Measure
+from longloom.tasks.sources.measures import Measure, after_space, asked_for
 
 LEDGER = "rewrites.jsonl"
 #: Tokens of a rewrite.
@@ -144,20 +144,26 @@ def build(
 
 
 def score(corpus: Corpus, prompt: str, n: int) -> Score:
-    """The counts of a prompt's n-grams of words, in the corpus as they stand in the prompt."""
+    """The counts of a prompt's n-grams of words, in the corpus as they stand in the prompt; of its first one after a
+    space, too."""
     located = locate(corpus.encoder, prompt)
     windows = Measure("", n, "words", 0, 0).windows(prompt)
     if not windows:
         return Score(0, 0, None, None)
-    asked = [located.tokens[slice(*located.tokens_over(*window))] for window in windows]
-    known = [tokens for tokens in asked if tokens and corpus.encoder.unknown not in tokens]
-    counts = corpus.index.counts(known) if known else np.zeros(0)
-    documents = corpus.index.document_counts(known) if known else np.zeros(0)
+    asked = [asked_for(corpus, located, window) for window in windows]
+    known = [tokens for tokens in asked if tokens]
+    spaced = after_space(corpus, prompt, windows[0])
+    known += [spaced] if spaced else []
+    counts = corpus.index.counts(known) if known else np.zeros(0, dtype=np.int64)
+    seen, documents = int((counts > 0).sum()), int(corpus.index.document_counts(known).sum()) if known else 0
+    if spaced and counts[-1] and asked[0] and counts[0]:  # the first one stands in the corpus in both ways
+        seen -= 1
+        documents -= int(corpus.index.cooccurrences([(asked[0], spaced)])[0])
     return Score(
         ngrams=len(windows),
-        unseen=len(windows) - int((counts > 0).sum()),
-        mean_count=float(counts.sum()) / len(windows),
-        mean_documents=float(documents.sum()) / len(windows),
+        unseen=len(windows) - seen,
+        mean_count=int(counts.sum()) / len(windows),
+        mean_documents=documents / len(windows),
     )
 
 

@@ -34,7 +34,7 @@ def _completions(work: Work, **options: Any) -> Stats:
     return build(work.inputs["model"], work.inputs["corpus"], work.out, progress=work.progress, **options)
 
 
-@stage("contamination", version=2)
+@stage("contamination", version=3)
 def _contamination(work: Work, *, index: str | None, data: str | None, evaluation: str | None, **options: Any) -> Stats:
     from longloom.tasks.sources.contamination import build
 
@@ -50,7 +50,7 @@ def _contamination(work: Work, *, index: str | None, data: str | None, evaluatio
     )
 
 
-@stage("prompts", version=2, runtime=("timeout", "retries", "at_once", "per_minute"), resumable=True, retries=True)
+@stage("prompts", version=3, runtime=("timeout", "retries", "at_once", "per_minute"), resumable=True, retries=True)
 def _prompts(
     work: Work,
     *,

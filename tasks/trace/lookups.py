@@ -49,11 +49,18 @@ def tokens_of(index: Corpus, surface: str) -> Tokens | None:
         index: whose tokens.
         surface: with the space before it, if there is one.
     """
+    anchor = _encoded(index, _ANCHOR)  # none: the tokenizer drops white space, and adds none
+    whole = _encoded(index, _ANCHOR + surface)
+    if anchor and whole and whole[: len(anchor)] == anchor:
+        return whole[len(anchor) :]
+    return _encoded(index, surface)
+
+
+def _encoded(index: Corpus, text: str) -> Tokens | None:
+    """None: it has no tokens, or not all of it is in the tokenizer's vocabulary."""
     try:
-        anchor = index.encode(_ANCHOR)
-        whole = index.encode(_ANCHOR + surface)
-        return tuple(whole[len(anchor) :] if whole[: len(anchor)] == anchor else index.encode(surface))
-    except ValueError:  # not in the tokenizer's vocabulary
+        return tuple(index.encode(text))
+    except ValueError:
         return None
 
 

@@ -247,7 +247,7 @@ def influence_of(
 
         checkpoints = [found for found in checkpoints_of(Path(source)) if found != Path(source)]
     if checkpoints:
-        names = ("*.safetensors", TOLD)
+        names = ("*.safetensors", "pytorch_model*.bin", "config.json", TOLD)
         weights = [file for folder in checkpoints for name in names for file in sorted(folder.glob(name))]
         identity["checkpoints"] = fingerprint(store, weights, base=Path(source))
     return _influence(

@@ -60,7 +60,7 @@ def test_a_planted_record_is_flagged_and_a_clean_one_is_not(make_index: MakeInde
     assert planted["id"] == "doc0"
     assert planted["source"] == "file0.txt"
     assert planted["match"] in PLANTED
-    assert planted["8-gram_share"] == pytest.approx(1, abs=0.1)  # the first word has no space before it here
+    assert planted["8-gram_share"] == 1
     assert (clean["contaminated"], clean["verdict"], clean["8-gram_share"], clean["match"]) == (False, "clean", 0, None)
     assert (short["contaminated"], short["verdict"], short["8-gram_share"]) == (False, None, None)
     assert stats.counts == {"records": 3, "contaminated": 1, "suspicious": 0, "too_short": 1}

@@ -47,6 +47,13 @@ def test_a_score_is_the_mean_over_all_ngrams(make_index: MakeIndex) -> None:
     assert score(open_corpus(make_index(DOCUMENTS, "bytes")), "too short", 3) == (0, 0, None, None)
 
 
+def test_the_first_words_of_a_prompt_are_looked_up_as_within_a_line(make_index: MakeIndex) -> None:
+    corpus = open_corpus(make_index(DOCUMENTS, "bpe"))
+    assert score(corpus, "the question", 2) == (1, 0, 3, 2)
+    assert score(corpus, "answer the question", 3) == (1, 0, 3, 2)  # one document has it at its beginning and within
+    assert score(corpus, "answer a question", 3) == (1, 1, 0, 0)
+
+
 def test_a_chinese_prompt_has_ngrams_of_characters(make_index: MakeIndex) -> None:
     corpus = open_corpus(make_index(["请回答问题。", "请回答这个问题"], "bytes"))
     assert score(corpus, "请回答问题", 3) == (3, 0, 4 / 3, 4 / 3)  # 请回答 in both documents, the others in one

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from longloom.kernels.huggingface.load import load_model
 from longloom.storage.parquet import read_table
+from longloom.storage.store import Store
 from longloom.tasks.ngrams.query import Index
 from longloom.tasks.trace import influence, pairs, study, task
 from longloom.tasks.trace.influence import build, checkpoints_of, gradient, learning_rate_of
@@ -185,3 +186,17 @@ def test_a_stage_finds_the_checkpoints_that_a_model_brings(
         assert asked.pop() == expected
         for folder in kept:
             folder.mkdir(parents=True, exist_ok=True)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin", "config.json"])
+def test_other_checkpoints_are_another_influence(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task, "_indexed", lambda store, index: ({}, {}, None))
+    monkeypatch.setattr(task, "_influence", lambda store, inputs, **options: options["identity"]["checkpoints"])
+    found = []
+    for name in ("one", "other"):
+        folder = tmp_path / name / "checkpoint-7"
+        folder.mkdir(parents=True)
+        (folder / file).write_text(name)
+        given: dict[str, Any] = dict.fromkeys(("records", "pairs", "index", "model"))
+        found.append(task.influence_of(Store(tmp_path / "store"), source=str(tmp_path / name), label="", **given))
+    assert found[0] != found[1]

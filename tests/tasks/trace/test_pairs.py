@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -136,6 +136,18 @@ def test_lookups_take_the_tokens_of_running_text(token_index: Index) -> None:
         assert token_index.decode(tokens) == surface
     assert token_index.count(tokens_of(token_index, " red fox") or ()) == 4
     assert token_index.count(tokens_of(token_index, "red fox") or ()) == 0
+
+
+def test_lookups_of_a_tokenizer_that_drops_white_space() -> None:
+    class Dropping:
+        def encode(self, text: str) -> list[int]:
+            if not text.strip():
+                raise ValueError("has no tokens")
+            return list(text.strip().encode())
+
+    dropping = cast(Corpus, Dropping())
+    assert tokens_of(dropping, " the cat") == tuple(b"the cat")
+    assert tokens_of(dropping, " ") is None
 
 
 def test_vectors_are_held_of_a_few_records_only(
