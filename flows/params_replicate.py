@@ -10,7 +10,6 @@ from longloom.flows.params import Params
 from longloom.flows.params_coreset import CoresetParams
 from longloom.flows.params_evaluate import EvaluateParams, parsed_policies
 from longloom.flows.params_extend import ExtendParams, PackParams
-from longloom.flows.params_pipeline import TracingParams
 from longloom.flows.params_preference import ComparisonsParams
 from longloom.flows.params_prove import ProveFinetuneParams, ProveParams
 
@@ -94,7 +93,12 @@ class ReplicateParams(Params):
 
     papers: list[Paper] = Field(default=list(PAPERS), min_length=1, description="whose claims to measure")
     seeds: int = Field(default=3, ge=1, description="runs of each measure, whose spread the table shows")
-    functions: int = Field(default=100, ge=1, description=TracingParams.model_fields["functions"].description)
+    functions: int = Field(
+        default=40,
+        ge=1,
+        description="held-out functions of the standard library that each run of the study of memorization asks about;"
+        " there are about ninety, and runs of as many would ask the same",
+    )
     coreset: CoresetParams = CoresetParams()
     finetune: ReplicateFinetuneParams = ReplicateFinetuneParams()
     needle: NeedleParams = NeedleParams()

@@ -99,6 +99,11 @@ def _share(part: list[float], whole: list[float]) -> Values:
     return tuple(100 * a / b if b else 0.0 for a, b in zip(part, whole, strict=True))
 
 
+def _lost(part: list[float], whole: list[float]) -> Values:
+    """In per cent; of nothing, nothing can be lost."""
+    return tuple(100 * (b - a) / b if b else 0.0 for a, b in zip(part, whole, strict=True))
+
+
 def _found(within: list[float], who: str) -> list[float]:
     """The scores as they are, if they are high enough to compare with."""
     if _mean(within) < FOUND:
@@ -164,8 +169,10 @@ def _tagcos_random(found: Evidence) -> Values:
 
 def _tagcos_full(found: Evidence) -> Values:
     (start,) = _losses(found, "untrained")
-    done = [start - loss for loss in _losses(found, "tagcos")]
-    return _share(done, [start - loss for loss in _losses(found, "all")])
+    whole = [start - loss for loss in _losses(found, "all")]
+    if min(whole) <= 0:
+        raise Missing("a training on everything does not lower the held-out loss, so there is no way to go")
+    return _share([start - loss for loss in _losses(found, "tagcos")], whole)
 
 
 # ---- Mini-sequences
@@ -259,8 +266,7 @@ def _razor_heads(found: Evidence) -> Values:
 
 
 def _razor_mean(found: Evidence) -> Values:
-    kept = _share(found.scores("needle/uncompensated"), _found(found.scores("needle/razor"), "Razor"))
-    return tuple(100 - share for share in kept)
+    return _lost(found.scores("needle/uncompensated"), _found(found.scores("needle/razor"), "Razor"))
 
 
 # ---- LongCache
@@ -330,8 +336,8 @@ def _negated(found: Evidence) -> Values:
 
 def _profiles(found: Evidence) -> list[dict[str, Any]]:
     profiles = [numbers["profiles"] for numbers in _preferences(found)]
-    if any(each is None or len(_curve(each)) < 2 or FEW not in _curve(each) for each in profiles):
-        raise Missing(f"no context has comparisons enough to infer it from {FEW} samples and from more")
+    if any(each is None or FEW not in _curve(each) for each in profiles):
+        raise Missing(f"no context has comparisons enough to infer it from {FEW} samples")
     return profiles
 
 
@@ -345,7 +351,10 @@ def _profile(found: Evidence) -> Values:
 
 
 def _samples(found: Evidence) -> Values:
-    return tuple(_curve(each)[max(_curve(each))] - _curve(each)[FEW] for each in _profiles(found))
+    curves = [_curve(each) for each in _profiles(found)]
+    if any(max(curve) == FEW for curve in curves):
+        raise Missing(f"no context has comparisons enough to infer it from more than {FEW} samples")
+    return tuple(curve[max(curve)] - curve[FEW] for curve in curves)
 
 
 #: Name of a claim -> its measure.

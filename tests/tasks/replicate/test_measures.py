@@ -72,6 +72,16 @@ def test_coresets(artifacts: Artifacts) -> None:
     assert measured(artifacts, "tagcos-full") == (75.0, 50.0)
 
 
+def test_a_training_that_makes_it_worse_is_no_way_to_go(artifacts: Artifacts) -> None:
+    losses = {("untrained", None): 2.0, ("all", 0): 1.0, ("all", 1): 2.1, ("tagcos", 0): 1.5, ("tagcos", 1): 2.3}
+    rows = [
+        {"method": method, "seed": seed, "average": "sources", "loss": loss} for (method, seed), loss in losses.items()
+    ]
+    artifacts.table("proof", "proof", rows)
+    with pytest.raises(Missing, match="everything does not lower"):
+        measured(artifacts, "tagcos-full")
+
+
 def test_mini_sequences(artifacts: Artifacts) -> None:
     longest = {"plain": 100, "checkpointing": 300, "mini-sequences": 1800}
     errors = [{"loss": 0.0, "gradient": 1e-7}, {"loss": 0.0, "gradient": 0.0}]
@@ -118,6 +128,9 @@ def test_razor(artifacts: Artifacts) -> None:
     assert measured(artifacts, "razor-quality") == (20.0,)
     assert measured(artifacts, "razor-heads") == (60.0,)
     assert measured(artifacts, "razor-mean") == (66.666667,)
+    artifacts.answers("needle/razor/1", {1000: [0, 0, 0, 0, 0]})
+    artifacts.answers("needle/uncompensated/1", {1000: [0, 0, 0, 0, 0]})
+    assert measured(artifacts, "razor-mean") == (66.666667, 0.0)  # nothing was lost
     artifacts.answers("needle/scope/0", {1000: [1, 1, 1, 1, 1]})
     assert measured(artifacts, "longcache-scope") == (-20.0,)
 
@@ -196,6 +209,13 @@ def test_profiles_that_cannot_be_inferred_from_two_samples(artifacts: Artifacts,
     artifacts.write("preference/0", "preference", preference(points))
     with pytest.raises(Missing):
         measured(artifacts, "preferences-profile")
+
+
+def test_profiles_from_two_samples_alone_tell_nothing_of_more(artifacts: Artifacts) -> None:
+    artifacts.write("preference/0", "preference", preference({1: 0.6, 2: 0.7}))
+    assert measured(artifacts, "preferences-profile") == (20.0,)
+    with pytest.raises(Missing, match="more than 2 samples"):
+        measured(artifacts, "preferences-samples")
 
 
 @pytest.mark.parametrize("name", MEASURES)
