@@ -28,10 +28,10 @@ def report(run: str = "latest", *, out: str | None = None, store: Store = DEFAUL
 
 
 def compare(first: str, second: str = "latest", *, store: Store = DEFAULT_STORE, json: Json = False) -> None:
-    """Compare the scores and parameters of two pipeline runs.
+    """Compare the scores, parameters and inputs of two runs.
 
     Args:
-        first: Id of a run, the beginning of one, or latest: the newest with a report.
+        first: Id of a run, the beginning of one, or latest: the newest with a report or an evaluation.
         second: The same of the other.
     """
     from longloom.flows.compared import compared

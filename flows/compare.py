@@ -13,7 +13,7 @@ from longloom.storage.store import Store
 
 @flow(name="compare", flow_run_name="compare-{first}-{second}")
 def compare(first: str, second: str, store: str = DEFAULT_STORE) -> ArtifactRef:
-    """Scores of two pipeline runs, their differences with intervals, and what differs in their parameters."""
+    """Scores of two runs, their differences with intervals, and what differs in their parameters and inputs."""
     place = Store(store)
     ref, runs = compared(place, first, second)
     text = (place.open(ref) / "compare.md").read_text(encoding="utf-8")

@@ -9,8 +9,7 @@ from longloom.flows.params import DEFAULT_STORE
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import get_run
 from longloom.storage.store import Store
-from longloom.tasks.report.task import renew_start_page
-from longloom.tasks.report.task import report as report_task
+from longloom.tasks.report.task import renew_start_page, report_of
 
 
 @flow(name="report", flow_run_name="report-{run}")
@@ -18,10 +17,7 @@ def report(run: str = "latest", store: str = DEFAULT_STORE) -> ArtifactRef:
     """Builds the page of a run, or finds the one it made."""
     place = Store(store)
     found = get_run(place, run)
-    sections = {label: ref for label, ref in found.stages.items() if ref.kind not in ("report", "compare")}
-    if not sections:
-        raise ValueError(f"run {found.id} ({found.flow}, {found.state}): has no artifacts to report on")
-    ref = found.stages.get("report") or report_task(place, sections, title=f"longloom: {found.flow} {found.id}")
+    ref = report_of(place, found)
     publish_report(place, ref, key=found.flow)
     renew_start_page(place)
     return ref

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from collections import Counter
@@ -35,13 +36,14 @@ def _plain(value: Any) -> Any:
         return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    return value
+    # Some metrics are not defined for some answers, and JSON has no NaN.
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show(value: object, *, as_json: bool) -> None:
     """A dict of refs or plain values."""
     if as_json:
-        sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False) + "\n")
         return
     assert isinstance(value, dict)
     for name, entry in value.items():

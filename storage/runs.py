@@ -17,6 +17,8 @@ from longloom.storage.store import Store
 
 #: Length of the date and time in an id.
 _SECOND = len("20260101-000000")
+#: Kinds of artifacts that show others.
+PAGES = ("report", "compare")
 
 
 class Run(BaseModel):

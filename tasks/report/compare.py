@@ -30,6 +30,6 @@ def build(first: Path, second: Path, out: Path, *, pages: tuple[str, str] = ("",
     counts = {
         "scores": len(comparison.rows),
         "measures": len(comparison.measures),
-        "parameters": len(comparison.changes),
+        "changes": len(comparison.changes),
     }
     return Stats(counts=counts, volatile=("index.html",))

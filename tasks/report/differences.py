@@ -1,9 +1,9 @@
 """What differs between two reports: each score of both, paired where samples align, every other measure, and what was
-set differently."""
+set or given differently."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from longloom.tasks.report.order import natural, rank
 
 #: What makes two scores the same thing measured twice.
 KEY = ("suite", "task", "metric", "model", "policy", "retrieval")
+#: The parents of an evaluation that hold its questions: only of the same ones are samples the same.
+QUESTIONS = ("data", "harness", "records", "datasets", "comparisons")
 
 Report = Mapping[str, Any]
 Scores = Sequence[Mapping[str, Any]]
@@ -88,7 +90,7 @@ class Beside:
 
 @dataclass(frozen=True)
 class Change:
-    """A parameter that differs, or is set in one run only (the other is then None and named by `only`)."""
+    """A parameter, an input or a stage's version that differs, or that one run alone has (the other is then None)."""
 
     section: str
     parameter: str
@@ -106,7 +108,8 @@ class Comparison:
         rows: every score that either has, those beyond the window by length; preference accuracies of both on the same
             comparisons, over prompts.
         measures: every other measure that either has.
-        changes: parameters of the manifests that differ.
+        changes: of the manifests of both, what differs: parameters; inputs that no artifact of their own run is, whose
+            changes are told where that was made; versions of stages.
         sections: sections that only one has: name -> "a" or "b".
     """
 
@@ -121,8 +124,8 @@ def compare(a: Report | Scores, b: Report | Scores) -> Comparison:
     """Compares two reports, as read from report.json, or two lists of scores as they stand there under evaluation.
 
     A list's rows hold suite, task, metric, model, policy, retrieval (where there is one), score and, for the paired
-    comparison, sample_scores {sample id: score}. Samples align when both runs scored the same ids. The p values are not
-    corrected for the number of rows.
+    comparison, sample_scores {sample id: score}. Samples align when both runs scored the same ids, of the same
+    data where reports tell it. The p values are not corrected for the number of rows.
 
     Raises:
         ValueError: one of the two is neither, or a row lacks a part of its name; says which.
@@ -141,11 +144,16 @@ def compare(a: Report | Scores, b: Report | Scores) -> Comparison:
         key=lambda key: (key[0], natural(key[1]), key[2], rank(key[3]), rank(key[4]), natural(key[5])),
     )
     measures_a, measures_b = (measures(run) if isinstance(run, Mapping) else {} for run in (a, b))
-    settings_a, settings_b = _settings(a), _settings(b)
+    made = {manifest.get("digest") for run in (a, b) for manifest in _manifests(run).values()}
+    settings_a, settings_b = _settings(a, made), _settings(b, made)
     alone = settings_a.keys() ^ settings_b.keys()
     return Comparison(
         titles=(_title(a, "a"), _title(b, "b")),
-        rows=tuple(_difference(key, scores_a.get(key), scores_b.get(key)) for key in order),
+        rows=tuple(
+            _difference(key, row_a, row_b, same=_questions(a, row_a) == _questions(b, row_b))
+            for key in order
+            for row_a, row_b in [(scores_a.get(key), scores_b.get(key))]
+        ),
         measures=tuple(
             Beside(*key, measures_a.get(key), measures_b.get(key)) for key in measures_a | measures_b if key not in same
         ),
@@ -191,9 +199,25 @@ def _title(run: Report | Scores, name: str) -> str:
     return str(run.get("title", name)) if isinstance(run, Mapping) else name
 
 
-def _settings(run: Report | Scores) -> dict[str, dict[str, Any]]:
-    manifests = run.get("manifests", {}) if isinstance(run, Mapping) else {}
-    return {label: flat(manifest.get("parameters") or {}) for label, manifest in manifests.items()}
+def _manifests(run: Report | Scores) -> Mapping[str, Any]:
+    return run.get("manifests", {}) if isinstance(run, Mapping) else {}
+
+
+def _questions(run: Report | Scores, row: Mapping[str, Any] | None) -> dict[str, str]:
+    """Where the questions of a score's samples come from, as far as the run tells."""
+    parents = _manifests(run).get((row or {}).get("section", ""), {}).get("parents") or {}
+    return {name: parents[name] for name in QUESTIONS if name in parents}
+
+
+def _settings(run: Report | Scores, made: Set[str | None]) -> dict[str, dict[str, Any]]:
+    """What was set and given, section by section; what the runs `made` has a section of its own."""
+    found = {}
+    for label, manifest in _manifests(run).items():
+        parents = manifest.get("parents") or {}
+        inputs = {f"input {name}": value for name, value in parents.items() if value not in made}
+        version = {"stage's version": manifest["version"]} if "version" in manifest else {}
+        found[label] = flat(manifest.get("parameters") or {}) | inputs | version
+    return found
 
 
 def _changes(section: str, a: dict[str, Any], b: dict[str, Any]) -> list[Change]:
@@ -204,10 +228,13 @@ def _changes(section: str, a: dict[str, Any], b: dict[str, Any]) -> list[Change]
     ]
 
 
-def _difference(key: tuple[str, ...], a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> Difference:
+def _difference(
+    key: tuple[str, ...], a: Mapping[str, Any] | None, b: Mapping[str, Any] | None, *, same: bool
+) -> Difference:
+    """One row; with `same` questions, its samples may be paired."""
     samples_a, samples_b = ((row or {}).get("sample_scores") or {} for row in (a, b))
     both = None
-    if samples_a and samples_a.keys() == samples_b.keys():
+    if same and samples_a and samples_a.keys() == samples_b.keys():
         names = sorted(samples_a)
         both = paired(*(np.array([side[name] for name in names], dtype=np.float64) for side in (samples_a, samples_b)))
     suite, task, metric, model, policy, retrieval = key

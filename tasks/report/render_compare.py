@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,6 +29,8 @@ _STYLES = {"better": "green", "worse": "red", "": ""}
 FORMS = ("table", "markdown", "json", "page")
 #: Decimals of measures: losses and perplexities differ in the third.
 DIGITS = 3
+SAME = "No parameter and no input differs."
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def render_compare(
@@ -67,6 +70,7 @@ def render_compare(
             shown=SHOWN,
             measures=[_measure(row) for row in comparison.measures],
             setting=_setting,
+            same=SAME,
         )
         return text + "\n"
     raise ValueError(f"compare: unknown form {form!r}; known: {', '.join(FORMS)}")
@@ -125,8 +129,11 @@ def _interval(measure: Measure | None) -> str:
 
 
 def _setting(change: Change, side: str) -> str:
-    """A parameter's value in run `side`, or "not set"."""
-    return plain(getattr(change, side)) if change.only in ("", side) else "not set"
+    """A parameter's value in run `side`, or "not set"; of a digest its beginning, as everywhere."""
+    value = getattr(change, side)
+    if isinstance(value, str) and _DIGEST.fullmatch(value):
+        return value[:12]
+    return plain(value) if change.only in ("", side) else "not set"
 
 
 def _table(comparison: Comparison, width: int, colour: bool) -> str:
@@ -150,7 +157,7 @@ def _table(comparison: Comparison, width: int, colour: bool) -> str:
             changes.add_row(*map(Text, values))
         console.print(changes)
     else:
-        console.print("No parameter differs.")
+        console.print(SAME)
     for section, only in comparison.sections.items():
         console.print(Text(f"Only {only} has the section {section}."))
     return output.getvalue()
@@ -174,7 +181,7 @@ def _markdown(comparison: Comparison) -> str:
         for change in comparison.changes
     ]
     header = ["section", "parameter", "a", "b"]
-    blocks += ["## Parameters", pipe_table(header, changes, left=4) if changes else "No parameter differs."]
+    blocks += ["## Parameters and inputs", pipe_table(header, changes, left=4) if changes else SAME]
     blocks += [f"Only {only} has the section {safe(section)}." for section, only in comparison.sections.items()]
     return "\n\n".join(blocks) + "\n"
 

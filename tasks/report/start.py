@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from longloom.storage.atomic import write_atomic
 from longloom.storage.manifest import MANIFEST, Manifest
-from longloom.storage.runs import Run, list_runs
+from longloom.storage.runs import PAGES, Run, list_runs
 from longloom.storage.store import Store
 from longloom.tasks.report.formats import flat
 from longloom.tasks.report.read import read_json
@@ -24,8 +24,6 @@ from longloom.tasks.report.templates import environment
 PAGE = "index.html"
 #: Runs in the table, and those of them that are told in detail: the newest.
 LISTED, DETAILED = 1000, 50
-#: Stages that are pages themselves.
-_PAGES = ("report", "compare")
 
 Numbers = dict[str, Any]
 
@@ -101,7 +99,7 @@ def _page_of(run: Run, store: Store, reports: Sequence[Manifest]) -> str:
     made = run.stages.get("report")
     if made is not None:
         return _page(store, made.uri)
-    digests = {label: ref.digest for label, ref in run.stages.items() if ref.kind not in _PAGES}
+    digests = {label: ref.digest for label, ref in run.stages.items() if ref.kind not in PAGES}
     same = next((manifest for manifest in reversed(reports) if digests and manifest.parents == digests), None)
     if same is not None:
         return _page(store, same.ref().uri)

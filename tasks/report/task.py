@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from longloom.storage.refs import ArtifactRef
+from longloom.storage.runs import PAGES, Run
 from longloom.storage.stats import Stats
 from longloom.storage.store import Store
 from longloom.tasks.stage import Work, stage
@@ -20,7 +21,7 @@ def _report(work: Work, *, title: str) -> Stats:
     return build(work.inputs, manifests, work.out, title=title, progress=work.progress)
 
 
-@stage("compare", version=4)
+@stage("compare", version=5)
 def _compare(work: Work) -> Stats:
     from longloom.tasks.report.compare import build
 
@@ -38,6 +39,18 @@ def _proof(work: Work, *, arms: list[dict[str, Any]]) -> Stats:
 def report(store: Store, sections: dict[str, ArtifactRef], *, title: str) -> ArtifactRef:
     """One page over the artifacts of a run, label -> artifact."""
     return _report(store, sections, title=title)
+
+
+def report_of(store: Store, run: Run) -> ArtifactRef:
+    """The page of a run: the one it made, else one over all its artifacts.
+
+    Raises:
+        ValueError: it has none.
+    """
+    sections = {label: ref for label, ref in run.stages.items() if ref.kind not in PAGES}
+    if not sections:
+        raise ValueError(f"run {run.id} ({run.flow}, {run.state}): has no artifacts to report on")
+    return run.stages.get("report") or report(store, sections, title=f"longloom: {run.flow} {run.id}")
 
 
 def compare(store: Store, first: ArtifactRef, second: ArtifactRef) -> ArtifactRef:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -304,7 +305,7 @@ def test_report_and_comparison(run: Run, first: Refs, inputs: Path, root: Path, 
     code, out, _ = run("compare", one, other, "--json")
     assert code == 0
     assert json.loads(out)
-    assert run("index", str(inputs / "corpus"))[0] == 0  # a run without a report, which `latest` passes over
+    assert run("index", str(inputs / "corpus"))[0] == 0  # a run without scores, which `latest` passes over
     code, out, _ = run("compare", one)
     assert code == 0
     assert "epochs" in out
@@ -317,6 +318,26 @@ def test_report_and_comparison(run: Run, first: Refs, inputs: Path, root: Path, 
         code, out, err = run(*command)
         assert (code, out) == (2, "")
         assert err.startswith("longloom: run 'nope': 0 match")
+
+
+def test_evaluations_compare_without_a_pipeline(run: Run, inputs: Path, root: Path, tmp_path: Path) -> None:
+    """Their reports are made on the way; the samples of other records are not paired with these."""
+    other = tmp_path / "records"
+    shutil.copytree(inputs / "records", other)
+    file = other / "copy.jsonl"
+    file.write_text(file.read_text().replace("word:", "another word:"))
+    for data in (inputs / "records", other):
+        evaluate = ("evaluate", "--suite", "records", "--model", str(inputs / "model"), "--data", str(data))
+        assert run(*evaluate, "--limit", "2").code == 0
+    second, first = (found.id for found in list_runs(Store(root))[:2])
+    for one, paired in ((first, True), (second, False)):
+        code, out, _ = run("compare", first, one, "--json")
+        assert code == 0
+        found = json.loads(out)
+        assert found["rows"]
+        assert all((row["paired"] is not None) == paired for row in found["rows"])
+        changed = [change["parameter"] for change in found["changes"]]
+        assert changed == ([] if paired else ["input data"])
 
 
 def test_errors_inside_of_tasks(run: Run, inputs: Path, root: Path, tmp_path: Path) -> None:

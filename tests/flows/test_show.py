@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from longloom.flows.show import check_export, collect, export_artifact, show_runs
+from longloom.flows.show import check_export, collect, export_artifact, show, show_runs
 from longloom.storage.manifest import MANIFEST
 from longloom.storage.refs import ArtifactRef
 from longloom.storage.runs import RunLog
@@ -26,6 +26,11 @@ def publish(store: Store, kind: str, key: str, **parents: ArtifactRef) -> Artifa
             parents={name: parent.digest for name, parent in parents.items()}, runtime={}, seconds=0.0, code="",
             environment={},
         )  # fmt: skip
+
+
+def test_json_has_null_for_what_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    show({"scores": [{"score": float("nan"), "other": [float("inf"), 1.5]}]}, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"scores": [{"score": None, "other": [None, 1.5]}]}
 
 
 # ---- export

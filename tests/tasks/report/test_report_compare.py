@@ -92,6 +92,37 @@ def test_changed_parameters_and_lone_sections(first, second):
     assert comparison.sections == {"features": "a"}
 
 
+def test_other_questions_are_not_paired_and_other_inputs_are_told(first):
+    other = deepcopy(first)
+    label = score_of(first, "definition")["section"]
+    digests = ["a" * 64, "b" * 64]
+    for report, digest in zip((first, other), digests, strict=True):
+        report["manifests"][label]["parents"]["data"] = digest
+    comparison = compare(first, other)
+    assert {row.paired is None for row in comparison.rows if row.artifacts[0] == label} == {True}
+    assert {row.paired is None for row in comparison.rows if row.artifacts[0] != label} == {False}
+    assert [(change.section, change.parameter, change.a, change.b) for change in comparison.changes] == [
+        (label, "input data", *digests)
+    ]
+    table = render_compare(comparison, "table", width=200)
+    assert "a" * 12 in table
+    assert "a" * 13 not in table
+
+
+def test_what_a_run_made_is_no_input_of_it(first):
+    """A corpus that differs is told where it was given, not with all that was made of it."""
+    other = deepcopy(first)
+    other["manifests"]["corpus"] |= {"digest": "c" * 64, "parents": {"sources": "d" * 64}}
+    for label, manifest in other["manifests"].items():
+        if label != "corpus":
+            manifest["parents"] = {"corpus": "c" * 64}
+    other["manifests"]["index"]["version"] = 2
+    assert [(change.section, change.parameter, change.a, change.b) for change in compare(first, other).changes] == [
+        ("corpus", "input sources", None, "d" * 64),
+        ("index", "stage's version", 1, 2),
+    ]
+
+
 def test_scores_of_one_run_only(first, second):
     second["evaluation"]["scores"].remove(score_of(second, "constant"))
     lone = [row for row in compare(first, second).rows if row.b is None]
@@ -165,7 +196,7 @@ def test_stage_writes_every_form(first, second, tmp_path):
     for out in ("one", "two"):
         (tmp_path / out).mkdir()
         stats = build_comparison(tmp_path / "first", tmp_path / "second", tmp_path / out)
-    assert stats.counts == {"scores": 32, "measures": 4, "parameters": 4}
+    assert stats.counts == {"scores": 32, "measures": 4, "changes": 4}
     names = {path.name for path in (tmp_path / "one").iterdir()}
     assert names == {"compare.json", "compare.md", "compare.txt", "index.html"}
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
