@@ -32,8 +32,8 @@ from torch import Tensor
 
 from longloom.kernels.attention.head_probe import head_probe
 from longloom.kernels.huggingface.attention import policy_attention, rope_of
-from longloom.kernels.huggingface.generate import CHUNK
 from longloom.kernels.huggingface.probes import DISPLACEMENTS, induction_scores
+from longloom.kernels.huggingface.reading import CHUNK
 from longloom.kernels.huggingface.weights import fingerprint
 from longloom.kernels.kvcache.base import KVPolicy, Rope, reserve
 from longloom.kernels.kvcache.full import FullPolicy

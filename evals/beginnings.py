@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from longloom.kernels.huggingface.generate import CHUNK
+from longloom.kernels.huggingface.reading import CHUNK
 
 #: Prompts are answered from a common beginning if that is at least this part of each of them.
 _SHARED_PART = 0.5

@@ -2,21 +2,20 @@
 
 Notable choices: batches are formed from *all* requests and run whole, so that a resumed run computes the same batches,
 and so the same floating-point numbers, as one that was never killed. Prompts that begin alike (questions on one
-document) are answered one by one from a beginning that is read once. Other KV policies that can go on from the same
-prefill are answered on the way, into ledgers of their own, where their own evaluation finds them.
+document) are answered one by one from a beginning that is read once; so is what several choices follow, and a prompt of
+which several answers are sampled. Other KV policies that can go on from the same prefill are answered on the way, into
+ledgers of their own, where their own evaluation finds them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import groupby
+from typing import Any, Protocol, TypeVar
 
 import torch
 from lm_eval.api.instance import Instance
@@ -25,54 +24,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longloom.evals.beginnings import alike, common_beginning
 from longloom.evals.ledger import Ledger
+from longloom.evals.likelihoods import Scoring
 from longloom.evals.protocol import Failure, encode
 from longloom.evals.suite_lm import COSTS, Job, Outcome, Row, SuiteLM
 from longloom.kernels.huggingface.attention import policy_attention
-from longloom.kernels.huggingface.generate import Generation, Prefix, Sampling, generate, loglikelihood, read_prefix
+from longloom.kernels.huggingface.generate import Generation, Sampling, generate
 from longloom.kernels.huggingface.load import window_of
+from longloom.kernels.huggingface.reading import Context, Prefix, check_chunks, read_context, read_prefix
 from longloom.kernels.kvcache.base import KVPolicy, SharedPrefillPolicy
+
+_Read = TypeVar("_Read", Context, Prefix)
 
 #: What a job's samples took together; the caches of its samples are not there at once.
 _SUMMED = ("new_tokens", "seconds", "compress_seconds", "decode_seconds", "decode_steps")
-
-
-@dataclass(frozen=True)
-class _Scoring:
-    """Texts whose log-likelihoods are added up.
-
-    Attributes:
-        instance: the harness's request.
-        parts: context and continuation of each.
-        truncated: whether a context was cut.
-    """
-
-    instance: Instance
-    parts: Sequence[tuple[list[int], list[int]]]
-    truncated: bool
-
-    @property
-    def tokens(self) -> int:
-        """Of contexts and continuations."""
-        return sum(len(context) + len(continuation) for context, continuation in self.parts)
-
-    @property
-    def key(self) -> str:
-        """Identifies the scores."""
-        who = [self.instance.request_type, self.instance.task_name, self.instance.doc_id, self.instance.idx]
-        return hashlib.sha256(json.dumps([who, self.parts]).encode()).hexdigest()
-
-    def row(self, model: PreTrainedModel, policy: KVPolicy[Any]) -> Row:
-        """Computes it; a row of the ledger."""
-        began = time.perf_counter()
-        found = [loglikelihood(model, context, continuation, policy=policy) for context, continuation in self.parts]
-        return {
-            "key": self.key,
-            "task": self.instance.task_name,
-            "sample": self.instance.doc_id,
-            "loglikelihood": sum(score for score, _ in found),
-            "greedy": all(greedy for _, greedy in found),
-            "seconds": time.perf_counter() - began,
-        }
 
 
 class Picker(Protocol):
@@ -109,7 +73,8 @@ class PolicyLM(SuiteLM):
         picker: picks one of several sampled answers; None: the one answer is greedy. Not with companions.
 
     Raises:
-        ValueError: companions that cannot share the prefill, a policy that does not fit the model.
+        ValueError: companions that cannot share the prefill, a policy that does not fit the model or the chunks in
+            which it reads.
     """
 
     def __init__(
@@ -147,18 +112,22 @@ class PolicyLM(SuiteLM):
         alone = [policy.name for policy in self._policies if not isinstance(policy, SharedPrefillPolicy)]
         if self._companions and alone:
             raise ValueError(f"KV policy {alone[0]!r} changes the prefill and shares it with no other")
+        check_chunks(self._policies)
         for each in self._policies:
             with policy_attention(model, each):  # says what does not fit, which would else fail with every prompt
                 pass
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation given its context, and whether it is the greedy one."""
-        return [self._scored(self._pair(instance), done, len(requests)) for done, instance in enumerate(requests, 1)]
+        found: list[tuple[float, bool]] = []
+        for _, choices in groupby(map(self._pair, requests), key=lambda asked: asked.parts[0][0]):
+            found += self._choices([*choices], len(found), len(requests))
+        return found
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, in consecutive windows."""
+        """Log-likelihood of whole texts, in consecutive windows that are read as prompts are."""
         totals = []
-        for done, instance in enumerate(requests, 1):
+        for done, instance in enumerate(requests):
             (text,) = instance.args
             windows = get_rolling_token_windows(
                 token_list=encode(self._known_tokenizer(), text, special=None),
@@ -168,10 +137,12 @@ class PolicyLM(SuiteLM):
             )
             pairs = (make_disjoint_window(window) for window in windows)
             parts = [(list(context), list(continuation)) for context, continuation in pairs]
-            totals.append(self._scored(_Scoring(instance, parts, truncated=False), done, len(requests))[0])
+            asked = Scoring(instance, parts, truncated=False, rolling=True)
+            ((total, _),) = self._choices([asked], done, len(requests))
+            totals.append(total)
         return totals
 
-    def _pair(self, instance: Instance) -> _Scoring:
+    def _pair(self, instance: Instance) -> Scoring:
         """Context and continuation; of the context the last tokens that fit, as with the harness's own models."""
         context, continuation = instance.args
         if context:
@@ -182,22 +153,41 @@ class PolicyLM(SuiteLM):
             if after[:1] == before:
                 before, after = after[:1], after[1:]
         room = self._scored_at_once + 1 - len(after)
-        return _Scoring(instance, [(before[-room:] if room > 0 else [], after)], truncated=len(before) > room)
+        return Scoring(instance, [(before[-room:] if room > 0 else [], after)], truncated=len(before) > room)
 
-    def _scored(self, asked: _Scoring, done: int, total: int) -> tuple[float, bool]:
-        """Out of the ledger, or computed; a failure is counted, and as unlikely as can be."""
-        row: Row | Failure | None = self._ledger.get(asked.key) if self._ledger else None
-        if row is None:
-            try:
-                row = asked.row(self._model, self._policies[0])
-            except torch.AcceleratorError:  # the device is lost to this process: all that comes would fail too
-                raise
-            except Exception as error:
-                row = _failure(error)
-            else:
-                self._keep([row])
+    def _choices(self, choices: Sequence[Scoring], done: int, total: int) -> list[tuple[float, bool]]:
+        """Scores of what follows one context, out of the ledger or computed; for several the context is read once."""
+        rows = [self._ledger.get(asked.key) if self._ledger else None for asked in choices]
+        missing, context = rows.count(None), None
+        if missing > 1:
+            before, _ = choices[0].parts[0]
+            context = _unless_it_fails(
+                lambda: read_context(self._model, before, policy=self._policies[0], continuations=missing)
+            )
+        found = []
+        for asked, kept in zip(choices, rows, strict=True):
+            row = kept or self._score(asked, context)
+            if isinstance(row, Failure) and context is not None:
+                context = None  # reading it once takes twice the cache
+                row = self._score(asked)
+            found.append(self._scored(asked, row))
+            self._progress(done + len(found), total)
+        return found
+
+    def _score(self, asked: Scoring, context: Context | None = None) -> Row | Failure:
+        """Computes a score, and keeps it."""
+        try:
+            row = asked.row(self._model, self._policies[0], context)
+        except torch.AcceleratorError:  # the device is lost to this process: all that comes would fail too
+            raise
+        except Exception as error:
+            return _failure(error)
+        self._keep([row])
+        return row
+
+    def _scored(self, asked: Scoring, row: Row | Failure) -> tuple[float, bool]:
+        """Notes what a score took, and returns it; a failure is as unlikely as can be."""
         who = (asked.instance.task_name, asked.instance.doc_id, asked.instance.idx)
-        self._progress(done, total)
         if isinstance(row, Failure):
             self.outcomes[who] = Outcome(asked.tokens, asked.truncated, error=row.error)
             return -math.inf, False
@@ -234,6 +224,7 @@ class PolicyLM(SuiteLM):
     def _one_by_one(self, batch: Sequence[Job], common: int) -> list[Row | Failure]:
         """Answers to prompts whose first `common` tokens are the same, which are read once."""
         answers: list[Row | Failure] = []
+        beginning = batch[0].ids[:common].tolist()
         prefix: Prefix | None = None
         for job in batch:
             row = self._kept(job)
@@ -241,29 +232,22 @@ class PolicyLM(SuiteLM):
                 answers.append(row)
                 continue
             if prefix is None:
-                prefix = self._prefix(job.ids[:common].tolist(), prompts=len(batch))
+                prefix = _unless_it_fails(
+                    lambda: read_prefix(self._model, beginning, policies=self._policies, prompts=len(batch))
+                )
             policies = len(self._policies)
             answers += self._try([job], prefix)
             if len(self._policies) < policies:  # read for policies that are given up
                 prefix = None
         return answers
 
-    def _prefix(self, ids: list[int], *, prompts: int) -> Prefix | None:
-        """A beginning that is read once; None where that fails: it may be what is too much, or fail for each alone.
-
-        Not within an `except` goes the caller on, since its traceback holds on to the failed attempt's memory.
-        """
-        try:
-            return read_prefix(self._model, ids, policies=self._policies, prompts=prompts)
-        except torch.AcceleratorError:
-            raise
-        except Exception:
-            return None
-
-    def _try(self, batch: Sequence[Job], prefix: Prefix | None = None) -> Sequence[Row | Failure]:
+    def _try(
+        self, batch: Sequence[Job], prefix: Prefix | None = None, *, shared: bool = True
+    ) -> Sequence[Row | Failure]:
         """Generates under every policy and keeps all rows; returns this policy's own.
 
-        A failed batch is counted, and loses no other; a companion's failure is not this policy's.
+        A failed batch is counted, and loses no other; a companion's failure is not this policy's. `shared`: several
+        samples of a prompt read it once.
         """
         failure = None
         own: Sequence[Row | Failure]
@@ -271,14 +255,14 @@ class PolicyLM(SuiteLM):
             if self._picker is None:
                 own, *others = self._generated(batch, prefix)
             else:
-                own, others = self._best(batch, prefix, self._picker), []
+                own, others = self._best(batch, prefix, self._picker, shared=shared), []
         except torch.AcceleratorError:
             raise
         except Exception as error:
             failure = _failure(error)
         if failure is not None:  # out of the `except`, whose traceback holds on to the failed attempt's memory
-            if prefix is not None:  # reading the beginning once takes twice the cache
-                return self._try(batch)
+            if prefix is not None or (self._picker is not None and shared):  # reading once takes twice the cache
+                return self._try(batch, shared=False)
             if not self._companions:
                 return [failure] * len(batch)
             del self._policies[1:], self._companions[:]
@@ -289,9 +273,9 @@ class PolicyLM(SuiteLM):
         return own
 
     def _generated(
-        self, batch: Sequence[Job], prefix: Prefix | None, sampling: Sampling | None = None
+        self, batch: Sequence[Job], prefix: Prefix | None, samplings: Sequence[Sampling] = ()
     ) -> list[list[Row]]:
-        """A row a job under every policy."""
+        """A row a job under every policy, or of every sampling."""
         longest, shortest, ends = batch[0].settings
         found = generate(
             self._model,
@@ -301,16 +285,20 @@ class PolicyLM(SuiteLM):
             min_new_tokens=shortest,
             eos_token_ids=ends,
             prefix=prefix,
-            sampling=sampling,
+            samplings=samplings,
         )
         return [[self._row(job, answer) for job, answer in zip(batch, rows, strict=True)] for rows in found]
 
-    def _best(self, batch: Sequence[Job], prefix: Prefix | None, picker: Picker) -> list[Row | Failure]:
+    def _best(
+        self, batch: Sequence[Job], prefix: Prefix | None, picker: Picker, *, shared: bool = True
+    ) -> list[Row | Failure]:
         """The picked answer of each job; what it took is what all its samples took."""
-        samples: list[list[Row]] = []
-        for number in range(picker.samples):
-            seeds = [_seed(picker.seed, number, job.key) for job in batch]
-            samples += self._generated(batch, prefix, Sampling(picker.temperature, seeds))
+        samplings = [
+            Sampling(picker.temperature, [_seed(picker.seed, number, job.key) for job in batch])
+            for number in range(picker.samples)
+        ]
+        together = [samplings] if shared else [[one] for one in samplings]
+        samples = [rows for some in together for rows in self._generated(batch, prefix, some)]
         rows: list[Row | Failure] = []
         for job, found in zip(batch, zip(*samples, strict=True), strict=True):
             sums = {name: sum(row[name] for row in found) for name in _SUMMED}
@@ -343,6 +331,19 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
     if not unique:
         raise ValueError("neither the model's generation config nor its tokenizer names an end token")
     return unique
+
+
+def _unless_it_fails(read: Callable[[], _Read]) -> _Read | None:
+    """What is read once for several; None where that fails: it may be what is too much, or fail for each alone.
+
+    Not within an `except` goes the caller on, since its traceback holds on to the failed attempt's memory.
+    """
+    try:
+        return read()
+    except torch.AcceleratorError:
+        raise
+    except Exception:
+        return None
 
 
 def _failure(error: Exception) -> Failure:

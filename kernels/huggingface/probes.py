@@ -149,7 +149,8 @@ def induction_scores(
 def _random_tokens(model: PreTrainedModel, special: Collection[int], shape: tuple[int, ...], seed: int) -> Tensor:
     """Ids drawn uniformly, with replacement, from the model's vocabulary without the special tokens."""
     excluded = set(special)
-    ordinary = torch.tensor([token for token in range(model.config.vocab_size) if token not in excluded])
+    size = model.config.get_text_config().vocab_size
+    ordinary = torch.tensor([token for token in range(size) if token not in excluded])
     if not len(ordinary):
-        raise ValueError(f"no token of the vocabulary of {model.config.vocab_size} is left without the special ones")
+        raise ValueError(f"no token of the vocabulary of {size} is left without the special ones")
     return ordinary[torch.randint(len(ordinary), shape, generator=torch.Generator().manual_seed(seed))]

@@ -147,6 +147,19 @@ class KVPolicy(ABC, Generic[State]):
         """Last tokens of a prompt that are to come in a call of their own; 0: the prompt may be cut anywhere."""
         return 0
 
+    @property
+    def joint_from(self) -> int | None:
+        """From how many tokens seen on the queries of one call choose together what all of them see; None: never do.
+
+        There a later token of a call has a say in what an earlier one sees. So tokens that are predicted one from the
+        other, as an answer's are, come one at a time behind it; text that is read may come in chunks. Of a policy that
+        is `fitted`.
+        """
+        return None
+
+    def check_chunks(self, size: int) -> None:
+        """Refuse (ValueError) that prompts come in chunks of so many tokens, with their last `apart` in one more."""
+
     def fitted(self, rope: Rope | Alibi) -> Self:
         """This policy with whatever its defaults leave to the model.
 
@@ -170,7 +183,8 @@ class KVPolicy(ABC, Generic[State]):
         """Take in S new tokens of one layer and return the attention output of their queries.
 
         Called with consecutive pieces of the same batch: chunks of the prompt, then decode steps. Every query sees no
-        later token, whatever the pieces' sizes.
+        later token, whatever the pieces' sizes; which of the earlier ones it sees, later ones may help to choose
+        (`joint_from`).
 
         Args:
             state: the layer's state, changed in place; `state.seen` advances by S.

@@ -150,13 +150,13 @@ def _step(state: H2OState, query: Tensor, key: Tensor, value: Tensor, scaling: f
     assert slots is not None
     assert state.budgets is not None
     # Query heads of one KV head as rows of one product: [B, Hkv, G, D].
-    packed = query.reshape(*key.shape[:2], -1, key.shape[3])
+    exact = sums.dtype  # of all products: half types would round every score before the softmax
+    packed = query.reshape(*key.shape[:2], -1, key.shape[3]).to(exact)
     free = slots < 0
-    logits = torch.cat((packed @ keys.mT, packed @ key.mT), dim=-1).to(sums.dtype) * scaling  # [B, Hkv, G, C + 1]
+    logits = torch.cat((packed @ keys.to(exact).mT, packed @ key.to(exact).mT), dim=-1) * scaling  # [B, Hkv, G, C + 1]
     logits[..., :-1].masked_fill_(free[:, :, None], -torch.inf)
     weights = logits.softmax(dim=-1)
-    shares = weights.to(value.dtype)
-    output: Tensor = shares[..., :-1] @ values + shares[..., -1:] @ value
+    output: Tensor = weights[..., :-1] @ values.to(exact) + weights[..., -1:] @ value.to(exact)
     paid = weights.sum(dim=2)  # [B, Hkv, C + 1]
     sums += paid[..., :-1]
 
@@ -173,7 +173,7 @@ def _step(state: H2OState, query: Tensor, key: Tensor, value: Tensor, scaling: f
     slots.scatter_(2, place, torch.full_like(place, state.seen, dtype=slots.dtype))
     state.seen += 1
     state.filled = min(state.filled + 1, state.most)
-    return output.reshape(query.shape)
+    return output.reshape(query.shape).to(query.dtype)
 
 
 def _grow(state: H2OState, like: Tensor) -> None:

@@ -110,7 +110,7 @@ class InfLLMPolicy(ScopedPolicy):
                     f"{local}"
                 )
         fitted = replace(fitted, blocks=blocks)
-        size = fitted.sink + fitted.most_chosen + local
+        size = fitted.scope_size
         if window is not None and size > window:
             raise ValueError(
                 f"KV policy {self.name!r}: a scope of {size} tokens (sink {fitted.sink} + {blocks} blocks of "

@@ -144,6 +144,19 @@ class LongCachePolicy(ScopedPolicy):
     def apart(self) -> int:
         return self.asking
 
+    @property
+    def joint_from(self) -> int | None:
+        """Where the scope is full; with `reuse` an answer's first token opens a scope that is held from there on."""
+        return 0 if self.most_reused else super().joint_from
+
+    def check_chunks(self, size: int) -> None:
+        # A chunk of the text that is as short as what asks would search.
+        if self.asking >= size:
+            raise ValueError(
+                f"KV policy {self.name!r}: asking must be less than {size}, the tokens of a chunk in which prompts are "
+                f"read, found {self.asking}"
+            )
+
     def reads(self, tokens: int) -> bool:
         return 0 < self.asking < tokens
 
@@ -175,7 +188,7 @@ class LongCachePolicy(ScopedPolicy):
                 )
         fitted = replace(fitted, spans=spans)
         assert fitted.local is not None
-        size = fitted.sink + fitted.most_chosen + fitted.local + fitted.most_reused
+        size = fitted.scope_size + fitted.most_reused
         if window is not None and size > window:
             raise ValueError(
                 f"KV policy {self.name!r}: a scope of {size} tokens (sink {fitted.sink} + {spans} spans of "

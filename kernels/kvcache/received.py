@@ -33,11 +33,12 @@ def received(queries: Tensor, keys: Tensor, start: Tensor | None, scaling: float
     block = max(1, most // max(1, queries.shape[1] * length))
     later = torch.ones(2 * [min(block, new)], dtype=torch.bool, device=keys.device).triu(1)
     for row, padding in enumerate([0] * batch if start is None else start.tolist()):
-        packed = queries[row].unflatten(0, (kv_heads, -1))  # [Hkv, G, S, D]
+        packed = queries[row].unflatten(0, (kv_heads, -1)).to(exact)  # [Hkv, G, S, D]
+        wide = keys[row, :, padding:].to(exact)  # once, for every block reads them: half types would round the scores
         for begin in range(max(length - new, padding), length, block):
             end = min(begin + block, length)
             asked = packed[:, :, begin - length + new : end - length + new]  # [Hkv, G, n, D]
-            logits = (asked.flatten(1, 2) @ keys[row, :, padding:end].mT).to(exact).mul_(scaling)  # [Hkv, G * n, keys]
+            logits = (asked.flatten(1, 2) @ wide[:, : end - padding].mT).mul_(scaling)  # [Hkv, G * n, keys]
             own = logits.unflatten(1, asked.shape[1:3])[..., begin - end :]
             own.masked_fill_(later[: end - begin, : end - begin], -torch.inf)
             weights = logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_()

@@ -89,6 +89,17 @@ class ScopedPolicy(KVPolicy[ScopedState]):
         assert self.local is not None
         return self.local
 
+    @property
+    def scope_size(self) -> int:
+        """Tokens that a query sees at most, of a policy that is `fitted`."""
+        assert self.local is not None
+        return self.sink + self.most_chosen + self.local
+
+    @property
+    def joint_from(self) -> int | None:
+        """Where the scope is full."""
+        return self.scope_size
+
     @abstractmethod
     def choose(self, state: Any, query: Tensor, begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
         """What of the middle the newest queries see.
@@ -143,9 +154,8 @@ class ScopedPolicy(KVPolicy[ScopedState]):
 
     def _until_cut(self, seen: int) -> int:
         """Tokens until the next place where a chunk ends."""
-        assert self.local is not None
         assert self.chunk is not None
-        left, full = self.chunk - seen % self.chunk, self.sink + self.most_chosen + self.local
+        left, full = self.chunk - seen % self.chunk, self.scope_size
         return min(left, full - seen) if seen < full else left
 
     def _take_in(self, state: Any, key: Tensor, value: Tensor) -> None:
@@ -169,7 +179,7 @@ class ScopedPolicy(KVPolicy[ScopedState]):
         """The slots that the newest queries see, in order [B, size] int32, and how many they are [B] int32."""
         assert self.local is not None
         seen, device = state.seen, query.device
-        size = min(seen, self.sink + self.most_chosen + self.local)
+        size = min(seen, self.scope_size)
         first = torch.zeros(len(query), dtype=torch.int32, device=device)
         if start is not None:
             first = start.to(torch.int32).clamp(max=seen)  # a row may begin behind this chunk

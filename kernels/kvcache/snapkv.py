@@ -65,13 +65,14 @@ class SnapKVPolicy(EvictingPolicy):
         voters = queries.shape[2]
         begin = length - voters
         queries = rope.rotate(queries, positions_of(begin, voters, prompt.start, keys.device))
-        packed = queries.reshape(batch, kv_heads, -1, size)  # [B, Hkv, G * W, D]
-        logits = (packed @ keys.transpose(2, 3)).float() * prompt.scaling
+        exact = torch.promote_types(keys.dtype, torch.float32)  # half types would round the scores
+        packed = queries.reshape(batch, kv_heads, -1, size).to(exact)  # [B, Hkv, G * W, D]
+        logits = (packed @ keys.to(exact).transpose(2, 3)) * prompt.scaling
         slots = torch.arange(length, device=keys.device)
         visible = slots <= slots[begin:, None]  # [W, N]
         if prompt.start is not None:
             visible = (visible & (slots >= prompt.start[:, None, None]))[:, None, None]
-        logits = logits.unflatten(2, (-1, voters)).masked_fill(~visible, torch.finfo(torch.float32).min)
+        logits = logits.unflatten(2, (-1, voters)).masked_fill(~visible, torch.finfo(exact).min)
         scores: Tensor = logits.softmax(dim=-1).mean(dim=(2, 3))  # [B, Hkv, N]
         if begin:
             scores[..., :begin] = max_pool1d(scores[..., :begin], POOL, stride=1, padding=POOL // 2)

@@ -112,24 +112,25 @@ class StreamingPolicy(KVPolicy[StreamingState]):
             values.append(value)
             slots.append(torch.arange(begin, end, device=key.device))
 
-        # Query heads of one KV head as rows of one product, so that no key is copied: [B, Hkv, G * S, D].
-        near = near.reshape(batch, kv_heads, -1, size)
-        far = far.reshape(batch, kv_heads, -1, size)
-        scores = [(far if part is state.sink_keys else near) @ part.transpose(2, 3) for part in keys]
+        # Query heads of one KV head as rows of one product, so that no key is copied: [B, Hkv, G * S, D]. And products
+        # in float32 at least: half types would round every score before the softmax.
+        exact = torch.promote_types(key.dtype, torch.float32)
+        near = near.reshape(batch, kv_heads, -1, size).to(exact)
+        far = far.reshape(batch, kv_heads, -1, size).to(exact)
+        scores = [(far if part is state.sink_keys else near) @ part.to(exact).transpose(2, 3) for part in keys]
         logits = (torch.cat(scores, dim=-1) * scaling).unflatten(2, (-1, length))  # [B, Hkv, G, S, K]
         visible = self._visible(torch.cat(slots), positions, begin, start)
         # The lowest finite number, not -inf: padding may see nothing, and must not become NaN.
         logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
-        exact = torch.promote_types(logits.dtype, torch.float32)  # float64's lowest number is -inf in float32
-        weights = logits.softmax(dim=-1, dtype=exact).to(value.dtype).flatten(2, 3)
+        weights = logits.softmax(dim=-1).flatten(2, 3)
         shares = weights.split([part.shape[2] for part in values], dim=-1)
-        output: Tensor = shares[0] @ values[0]
+        output: Tensor = shares[0] @ values[0].to(exact)
         for share, part in zip(shares[1:], values[1:], strict=True):
-            output = output + share @ part
+            output = output + share @ part.to(exact)
         if length > 1:
             self._keep_window(state, key, value)
         state.seen = end
-        return output.reshape(query.shape)
+        return output.reshape(query.shape).to(query.dtype)
 
     def _visible(self, slots: Tensor, positions: Tensor, begin: int, start: Tensor | None) -> Tensor:
         """Which of the sinks and the `slots` [K'] each query sees: bool [S, K], or [B, 1, 1, S, K] where padded."""

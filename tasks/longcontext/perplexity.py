@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longloom.kernels.huggingface.attention import policy_attention
-from longloom.kernels.huggingface.generate import CHUNK
+from longloom.kernels.huggingface.reading import CHUNK
 from longloom.kernels.kvcache.base import KVPolicy, SharedPrefillPolicy
 from longloom.kernels.kvcache.full import FullPolicy
 from longloom.tasks.progress import Progress, silent

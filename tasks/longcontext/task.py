@@ -55,7 +55,7 @@ class BestAnswers:
     seed: int
 
 
-@stage("evaluation", version=7, runtime=("device", "together", "heads"), resumable=True, retries=True, gpu=True)
+@stage("evaluation", version=8, runtime=("device", "together", "heads"), resumable=True, retries=True, gpu=True)
 def _evaluate(
     work: Work,
     *,

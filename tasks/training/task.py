@@ -90,7 +90,7 @@ def _extend(work: Work, **options: Any) -> Stats:
     return build(work.inputs["model"], work.inputs["packed"], work.out, progress=work.progress, **options)
 
 
-@stage("positions", version=2, gpu=True)
+@stage("positions", version=3, gpu=True)
 def _positions(work: Work, **options: Any) -> Stats:
     from longloom.tasks.training.positions import build
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi_tensor
 
-from longloom.kernels.huggingface import generate as generation
+from longloom.kernels.huggingface import reading
 from longloom.kernels.huggingface.attention import attention_function, encoding_of, policy_attention
-from longloom.kernels.huggingface.generate import generate, loglikelihood
+from longloom.kernels.huggingface.generate import generate
+from longloom.kernels.huggingface.loglikelihood import loglikelihood
 from longloom.kernels.kvcache.base import Alibi
 from longloom.kernels.kvcache.registry import get_policy
 
@@ -147,7 +148,7 @@ def test_generate_gives_the_models_own_tokens(policy: Any, monkeypatch: pytest.M
     assert len({token for row in expected for token in row}) > 5
     with policy_attention(model, policy) as cache:
         assert model.generate(ids, past_key_values=cache, **options)[:, 20:].tolist() == expected
-    monkeypatch.setattr(generation, "CHUNK", 8)
+    monkeypatch.setattr(reading, "CHUNK", 8)
     asked = [row[pad:].tolist() for row, pad in zip(ids, (0, 7, 13), strict=True)]
     ends = {"eos_token_ids": [2], "min_new_tokens": 15, "max_new_tokens": 15}
     assert [answer.ids for answer in generate(model, asked, policies=[policy], **ends)[0]] == expected

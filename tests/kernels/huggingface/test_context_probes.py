@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig
 
 from longloom.kernels.huggingface.attention import attention_function
 from longloom.kernels.huggingface.probes import DISPLACEMENTS, copy_accuracy, induction_scores
@@ -22,7 +22,7 @@ class Copier:
     """Predicts the token that followed `distance` tokens ago, and records what it is fed."""
 
     device = torch.device("cpu")
-    config = SimpleNamespace(vocab_size=VOCABULARY)
+    config = PreTrainedConfig(vocab_size=VOCABULARY)
 
     def __init__(self, distance: int) -> None:
         self.distance = distance

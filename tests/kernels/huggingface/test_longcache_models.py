@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import longloom.kernels.huggingface.generate as generation
+import longloom.kernels.huggingface.reading as reading
 from longloom.kernels.huggingface.attention import attention_function, policy_attention, rope_of
-from longloom.kernels.huggingface.generate import generate, loglikelihood, read_prefix
+from longloom.kernels.huggingface.generate import generate
+from longloom.kernels.huggingface.loglikelihood import loglikelihood
+from longloom.kernels.huggingface.reading import read_prefix
 from longloom.kernels.kvcache.base import KVPolicy, Rope
 from longloom.kernels.kvcache.full import FullPolicy
 from longloom.kernels.kvcache.longcache import LongCachePolicy
@@ -365,7 +367,7 @@ def test_greedy_answers_and_a_second_turn_follow_the_policy_s_logits(family: str
 @pytest.mark.parametrize("asking", [0, 7, 15])
 def test_a_prefix_read_once_changes_no_answer(asking: int, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = replace(POLICY, asking=asking)
-    monkeypatch.setattr(generation, "CHUNK", 16)
+    monkeypatch.setattr(reading, "CHUNK", 16)
     model = model_of("llama")
     prefix, *ends = (row.tolist() for row in different_ids(3, 64))
     asked = [prefix + end[:20] for end in ends]
@@ -386,8 +388,6 @@ def test_a_prompt_s_end_is_fed_apart() -> None:
     mask = torch.cat((mask, mask.new_ones(3, new - 1)), dim=1)
     told = logits_of(model, policy, whole, [74, 6, *[1] * (new - 1)], mask).argmax(dim=-1)
     assert told[:, 79:].tolist() == ours
-    with pytest.raises(ValueError, match="come apart from chunks of 512: expected fewer, found 512"):
-        generate(model, asked, policies=[replace(POLICY, asking=512)], max_new_tokens=1, eos_token_ids=[])
 
 
 def test_a_short_remainder_of_the_text_does_not_search(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,21 +408,24 @@ def test_a_short_remainder_of_the_text_does_not_search(monkeypatch: pytest.Monke
     assert searched == alone
 
 
-def test_a_long_continuation_is_asked_for_in_pieces() -> None:
+@pytest.mark.parametrize(("rolling", "pieces"), [(False, [1] * 10), (True, [4, 4, 2])])
+def test_a_long_continuation_is_asked_for_in_pieces(rolling: bool, pieces: list[int]) -> None:
     model, policy = model_of("llama"), replace(POLICY, asking=4)
     ids = different_ids(1, 80)
-    found, _ = loglikelihood(model, ids[0, :69].tolist(), ids[0, 69:].tolist(), policy=policy)
-    logits = by_loops(model, policy, ids[:, :-1], [65, 4, 4, 4, 2])[68:].double()
+    context, continuation = ids[0, :69].tolist(), ids[0, 69:].tolist()
+    found, _ = loglikelihood(model, context, continuation, policy=policy, rolling=rolling)
+    logits = by_loops(model, policy, ids[:, :-1], [65, 4, *pieces])[68:].double()
     expected = logits.log_softmax(-1).gather(1, ids[0, 69:, None]).sum().item()
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_loglikelihood_is_that_of_the_loops() -> None:
+@pytest.mark.parametrize(("rolling", "pieces"), [(False, [1] * 9), (True, [9])])
+def test_loglikelihood_is_that_of_the_loops(rolling: bool, pieces: list[int]) -> None:
     model = model_of("qwen2")
     ids = different_ids(1, 80)
     context, continuation = ids[0, :70].tolist(), ids[0, 70:].tolist()
-    found, likeliest = loglikelihood(model, context, continuation, policy=POLICY)
-    logits = by_loops(model, POLICY, ids[:, :-1], [70, 9])[69:].double()
+    found, likeliest = loglikelihood(model, context, continuation, policy=POLICY, rolling=rolling)
+    logits = by_loops(model, POLICY, ids[:, :-1], [70, *pieces])[69:].double()
     expected = logits.log_softmax(-1).gather(1, ids[0, 70:, None]).sum().item()
     assert found == pytest.approx(expected, rel=1e-4)
     assert likeliest == bool((logits.argmax(-1) == ids[0, 70:]).all())

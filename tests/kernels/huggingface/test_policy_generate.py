@@ -9,7 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from longloom.kernels.huggingface import generate as generation
-from longloom.kernels.huggingface.generate import generate, loglikelihood
+from longloom.kernels.huggingface import reading
+from longloom.kernels.huggingface.generate import generate
+from longloom.kernels.huggingface.loglikelihood import loglikelihood
 from longloom.kernels.kvcache.registry import get_policy
 
 from .models import VOCABULARY, prompts
@@ -20,7 +22,7 @@ both = pytest.mark.parametrize("policy", [FULL, STREAMING], ids=lambda policy: p
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "CHUNK", 8)
+    monkeypatch.setattr(reading, "CHUNK", 8)
 
 
 def new_ids(model: PreTrainedModel, prompt: list[int], **options: Any) -> list[int]:
@@ -58,7 +60,7 @@ def test_chunks_do_not_matter(model: PreTrainedModel, policy: Any, monkeypatch: 
     asked = prompts(44, 30)
     answers = []
     for chunk in (1, 7, 512):
-        monkeypatch.setattr(generation, "CHUNK", chunk)
+        monkeypatch.setattr(reading, "CHUNK", chunk)
         answers.append(
             [a.ids for a in generate(model, asked, policies=[policy], max_new_tokens=9, eos_token_ids=[])[0]],
         )
@@ -94,6 +96,18 @@ def test_end_tokens_wait_for_the_least_number(model: PreTrainedModel) -> None:
     assert first[0] not in answer.ids
 
 
+def test_end_tokens_outside_the_vocabulary_never_come(model: PreTrainedModel) -> None:
+    """A tokenizer may name more than the model has rows for; and a negative one is not the last token."""
+    [prompt] = prompts(6)
+    asked: dict[str, Any] = {"policies": [FULL], "max_new_tokens": 9, "min_new_tokens": 9}
+    expected = generate(model, [prompt], eos_token_ids=[], **asked)[0][0].ids
+    assert generate(model, [prompt], eos_token_ids=[VOCABULARY, 10 * VOCABULARY, -1], **asked)[0][0].ids == expected
+    with torch.no_grad():
+        likeliest = int(model(torch.tensor([prompt])).logits[0, -1].argmax())
+    both = [VOCABULARY, likeliest]
+    assert generate(model, [prompt], policies=[FULL], max_new_tokens=9, eos_token_ids=both)[0][0].ids == []
+
+
 def test_memory_is_shared_among_the_rows(model: PreTrainedModel) -> None:
     answers = generate(model, prompts(30, 20), policies=[STREAMING], max_new_tokens=5, eos_token_ids=[])[0]
     assert [a.kv_bytes for a in answers] == [2 * 2 * 2 * (2 + 9) * 6 * 4] * 2  # layers, k and v, heads, tokens, size
@@ -119,10 +133,10 @@ class Clock:
 
 def test_time_is_shared_out_by_what_it_was_for(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(generation, "time", clock)
+    monkeypatch.setattr(reading, "time", clock)
     monkeypatch.setattr(generation.PolicyCache, "kept_by", clock.slow(generation.PolicyCache.kept_by, 100))
     monkeypatch.setattr(generation, "_decode", clock.slow(generation._decode, 1000))
-    monkeypatch.setattr(generation, "_feed", clock.slow(generation._feed, 10_000))
+    monkeypatch.setattr(generation, "feed", clock.slow(generation.feed, 10_000))
     monkeypatch.setattr(generation, "policy_attention", clock.slow(generation.policy_attention, 100_000))
     asked = prompts(30, 20)
     policies = [FULL, get_policy("snapkv", budget=9, window=3), STREAMING]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ FULL, STREAMING = get_policy("full"), get_policy("streaming", sink=2, window=9)
 def sampled(model: PreTrainedModel, asked: list[list[int]], seeds: list[int], **options: object) -> list[list[int]]:
     temperature = float(str(options.pop("temperature", 1.0)))
     asking = {"policies": [FULL], "max_new_tokens": 6, "eos_token_ids": [], **options}
-    found = generate(model, asked, sampling=Sampling(temperature, seeds), **asking)  # type: ignore[arg-type]
+    found = generate(model, asked, samplings=[Sampling(temperature, seeds)], **asking)  # type: ignore[arg-type]
     return [answer.ids for answer in found[0]]
 
 
@@ -59,12 +60,45 @@ def test_without_heat_the_likeliest_is_drawn(model: PreTrainedModel) -> None:
 def test_policies_of_one_prefill_draw_alike_and_end_tokens_are_kept_back(model: PreTrainedModel) -> None:
     asked = prompts(8, 6)
     several = generate(
-        model, asked, policies=[FULL, STREAMING], max_new_tokens=4, eos_token_ids=[], sampling=Sampling(1.0, [3, 4])
+        model, asked, policies=[FULL, STREAMING], max_new_tokens=4, eos_token_ids=[], samplings=[Sampling(1.0, [3, 4])]
     )
     assert [answer.ids for answer in several[0]] == sampled(model, asked, [3, 4], max_new_tokens=4)
     everything = list(range(1, model.config.vocab_size))
     kept = sampled(model, asked, [3, 4], max_new_tokens=3, min_new_tokens=2, eos_token_ids=everything)
     assert all(ids[:2] == [0, 0] for ids in kept)
+
+
+@pytest.mark.parametrize("name", ["full", "streaming", "snapkv", "h2o", "longcache", "infllm"])
+def test_several_draws_are_those_of_one_reading_each(model: PreTrainedModel, name: str) -> None:
+    scope = {"sink": 2, "local": 8, "chunk": 4}
+    options = {
+        "streaming": {"sink": 2, "window": 9},
+        "snapkv": {"budget": 14, "window": 4},
+        "h2o": {"budget": 9},
+        "longcache": {**scope, "spans": 2, "span": 4},
+        "infllm": {**scope, "blocks": 1, "block": 4},
+    }
+    policies = [get_policy(name, **options.get(name, {})), get_policy("recent", budget=9)]
+    asked = prompts(40, 31)
+    draws = [Sampling(1.0, seeds) for seeds in ([1, 2], [3, 4], [1, 2])]
+    read: list[int] = []
+    hook = model.register_forward_pre_hook(
+        lambda module, given, named: read.append(named["input_ids"].shape[1]), with_kwargs=True
+    )
+    asking: dict[str, Any] = {"policies": policies, "max_new_tokens": 6, "eos_token_ids": []}
+    together = generate(model, asked, samplings=draws, **asking)
+    hook.remove()
+    ways = 1 if name in ("full", "snapkv") else 2  # of reading
+    assert read.count(40) == ways
+    assert len(read) == ways + 2 * 3 * 5
+    for number, draw in enumerate(draws):
+        alone = generate(model, asked, samplings=[draw], **asking)
+        for policy in range(2):
+            rows = together[policy * len(draws) + number]
+            facts = [(row.ids, row.kv_bytes, row.peak_kv_bytes, row.decode_steps) for row in rows]
+            assert facts == [(row.ids, row.kv_bytes, row.peak_kv_bytes, row.decode_steps) for row in alone[policy]]
+    assert together[0] != together[1]
+    assert generate(model, [], samplings=[Sampling(1.0, [])] * 3, **asking) == [[]] * 6
 
 
 def test_refusals(model: PreTrainedModel) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-import longloom.kernels.huggingface.generate as generation
-from longloom.kernels.huggingface.generate import Generation, generate, read_prefix
+import longloom.kernels.huggingface.reading as reading
+from longloom.kernels.huggingface.generate import Generation, generate
+from longloom.kernels.huggingface.reading import read_prefix
 from longloom.kernels.kvcache.registry import get_policy
 
 from .models import prompts
@@ -31,7 +32,7 @@ OPTIONS: dict[str, Any] = {"max_new_tokens": 12, "eos_token_ids": [5]}
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "CHUNK", 16)
+    monkeypatch.setattr(reading, "CHUNK", 16)
 
 
 def facts(answers: list[Generation]) -> list[tuple[list[int], int, int]]:

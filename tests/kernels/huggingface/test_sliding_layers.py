@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-import longloom.kernels.huggingface.generate as generation
+import longloom.kernels.huggingface.reading as reading
 from longloom.kernels.huggingface.attention import policy_attention, sliding_windows
 from longloom.kernels.huggingface.generate import generate
 from longloom.kernels.huggingface.weights import fingerprint
@@ -208,7 +208,7 @@ def test_sliding_layers_hold_their_window_alone() -> None:
 @quiet
 @pytest.mark.parametrize("name", ["qwen2", "gemma3"])
 def test_policies_share_a_prefill_beside_sliding_layers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "CHUNK", 16)
+    monkeypatch.setattr(reading, "CHUNK", 16)
     model, asked = FAMILIES[name].model(), prompts(50, 9, 33)
     sweep = [get_policy("full"), get_policy("recent", budget=6), get_policy("snapkv", budget=14, window=4)]
     options: dict[str, Any] = {"max_new_tokens": 12, "eos_token_ids": []}

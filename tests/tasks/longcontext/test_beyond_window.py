@@ -17,8 +17,10 @@ import longloom.evals.suite_lm as suite_lm_module
 from longloom.evals.lm import PolicyLM
 from longloom.evals.protocol import DoesNotFit, Request, prepare
 from longloom.evals.stub_lm import StubLM, fixed
-from longloom.kernels.huggingface.generate import CHUNK, generate, loglikelihood
+from longloom.kernels.huggingface.generate import generate
 from longloom.kernels.huggingface.load import load_model
+from longloom.kernels.huggingface.loglikelihood import loglikelihood
+from longloom.kernels.huggingface.reading import CHUNK
 from longloom.kernels.kvcache.registry import get_policy
 from longloom.storage.stats import Stats
 from longloom.tasks.longcontext.backends import PolicyBackend
@@ -205,4 +207,4 @@ def test_loglikelihoods_of_more_than_the_window(loaded: Loaded, policy: str) -> 
 
     lm = PolicyLM(model, tokenizer, chosen, batch_size=1, max_length=4000)
     (rolling,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (context,), 0, metadata=("t", 0, 1))])
-    assert rolling == loglikelihood(model, [0], ids, policy=chosen)[0]  # in one window
+    assert rolling == loglikelihood(model, [0], ids, policy=chosen, rolling=True)[0]  # in one window

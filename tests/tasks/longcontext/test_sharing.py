@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import longloom.evals.beginnings as beginnings
 import longloom.evals.lm as lm_module
-import longloom.kernels.huggingface.generate as generation
+import longloom.kernels.huggingface.reading as reading
 from longloom.evals.beginnings import alike, common_beginning
 from longloom.evals.ledger import Ledger
 from longloom.evals.lm import PolicyLM
@@ -49,7 +49,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (beginnings, generation):
+    for module in (beginnings, reading):
         monkeypatch.setattr(module, "CHUNK", 16)
 
 
