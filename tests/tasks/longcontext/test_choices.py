@@ -13,6 +13,7 @@ import torch
 from lm_eval.api.instance import Instance
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import longloom.evals.likelihoods as scored_module
 import longloom.evals.lm as lm_module
 from longloom.evals.ledger import Ledger
 from longloom.evals.lm import PolicyLM
@@ -96,7 +97,7 @@ def test_what_the_ledger_has_is_not_read_for(loaded: Loaded, read: list[int], tm
 
 def failing(monkeypatch: pytest.MonkeyPatch, fails: Any) -> list[bool]:
     """Lets scores fail; tells of each try whether its context had been read."""
-    real, tries = lm_module.loglikelihood, []
+    real, tries = scored_module.loglikelihood, []
 
     def score(model: Any, context: Any, continuation: Any, **options: Any) -> Any:
         tries.append(isinstance(context, lm_module.Context))
@@ -104,7 +105,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, fails: Any) -> list[bool]:
             raise torch.OutOfMemoryError("too much")
         return real(model, context, continuation, **options)
 
-    monkeypatch.setattr(lm_module, "loglikelihood", score)
+    monkeypatch.setattr(scored_module, "loglikelihood", score)
     return tries
 
 

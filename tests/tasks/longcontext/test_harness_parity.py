@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import longloom.evals.lm as lm_module
+import longloom.evals.likelihoods as scored_module
 from longloom.evals.ledger import Ledger
 from longloom.evals.lm import PolicyLM
 from longloom.kernels.huggingface.load import load_model
@@ -94,21 +94,21 @@ def test_scores_are_kept_over_a_kill(folder: Path, tmp_path: Path, monkeypatch: 
     asked = [*ask("loglikelihood", "the key", " is"), *ask("loglikelihood", "the key", " was", number=1)]
     first = build(folder, ledger=Ledger(tmp_path / "ledger", {}))
     expected = first.loglikelihood(asked)
-    monkeypatch.setattr(lm_module, "loglikelihood", lambda *args, **options: pytest.fail("computed again"))
+    monkeypatch.setattr(scored_module, "loglikelihood", lambda *args, **options: pytest.fail("computed again"))
     again = build(folder, ledger=Ledger(tmp_path / "ledger", {}))
     assert again.loglikelihood(asked) == expected
     assert again.outcomes["task", 1, 0].prompt_tokens == first.outcomes["task", 1, 0].prompt_tokens > 0
 
 
 def test_a_failed_score_is_counted_and_loses_no_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = lm_module.loglikelihood
+    real = scored_module.loglikelihood
 
     def fail(model: Any, context: Any, continuation: Any, **options: Any) -> Any:
         if len(continuation) > 3:
             raise torch.OutOfMemoryError("too much")
         return real(model, context, continuation, **options)
 
-    monkeypatch.setattr(lm_module, "loglikelihood", fail)
+    monkeypatch.setattr(scored_module, "loglikelihood", fail)
     lm = build(folder)
     asked = [*ask("loglikelihood", "a", " the value of the key"), *ask("loglikelihood", "the key", " is", number=1)]
     (lost, _), (kept, _) = lm.loglikelihood(asked)

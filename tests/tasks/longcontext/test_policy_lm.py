@@ -98,7 +98,7 @@ def alike(monkeypatch: pytest.MonkeyPatch) -> list[Instance]:
     return [instance(number, (text, {"max_gen_toks": 2})) for number, text in enumerate(texts)]
 
 
-@pytest.mark.parametrize("where", ["generate", "read_prefix", "loglikelihood"])
+@pytest.mark.parametrize("where", ["lm.generate", "lm.read_prefix", "likelihoods.loglikelihood"])
 def test_a_device_that_is_lost_ends_the_evaluation(
     where: str, loaded: Loaded, alike: list[Instance], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,11 +107,11 @@ def test_a_device_that_is_lost_ends_the_evaluation(
     def lost(*given: Any, **options: Any) -> Any:
         raise torch.AcceleratorError("device-side assert triggered")
 
-    monkeypatch.setattr(f"longloom.evals.lm.{where}", lost)
+    monkeypatch.setattr(f"longloom.evals.{where}", lost)
     lm = build(loaded)
-    ask = lm.loglikelihood if where == "loglikelihood" else lm.generate_until
+    scored = where == "likelihoods.loglikelihood"
     with pytest.raises(torch.AcceleratorError):
-        ask([instance(0, ("the key", " is"))] if where == "loglikelihood" else alike)
+        (lm.loglikelihood if scored else lm.generate_until)([instance(0, ("the key", " is"))] if scored else alike)
 
 
 def test_a_failed_beginning_holds_no_memory_while_each_prompt_is_tried(
