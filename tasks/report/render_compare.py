@@ -66,6 +66,7 @@ def render_compare(
             comparison=comparison,
             pages=pages,
             lines=_lines(comparison.rows),
+            tested=sum(row.paired is not None for row in comparison.rows),
             figures=_figures(comparison.rows),
             shown=SHOWN,
             measures=[_measure(row) for row in comparison.measures],

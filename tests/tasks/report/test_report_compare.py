@@ -123,6 +123,14 @@ def test_what_a_run_made_is_no_input_of_it(first):
     ]
 
 
+def test_a_page_says_what_was_tested(first):
+    other = deepcopy(first)
+    for row in other["evaluation"]["scores"] + other.get("long", []):
+        row["sample_scores"] = {f"other-{name}": score for name, score in row["sample_scores"].items()}
+    assert "No score is of the same samples" in render_compare(compare(first, other), "page")
+    assert "No score differs by more than chance" in render_compare(compare(first, first), "page")
+
+
 def test_scores_of_one_run_only(first, second):
     second["evaluation"]["scores"].remove(score_of(second, "constant"))
     lone = [row for row in compare(first, second).rows if row.b is None]
