@@ -25,10 +25,10 @@ from longloom.tasks.ngrams.build import PROGRESS, build
 from longloom.tasks.ngrams.query import open_index
 from longloom.tasks.stage import _Plan, _run
 
+from ...waiting import SECONDS, wait_until
+
 SCRIPT = Path(__file__).with_name("builder.py")
 SHARD_TOKENS = 4000
-#: The machine may be busy: for giving up, nothing waits for it.
-SECONDS = 120
 
 
 def _load() -> ModuleType:
@@ -74,10 +74,10 @@ def test_a_killed_build_goes_on_after_its_last_whole_shard(tmp_path: Path, expec
     store = Store(tmp_path / "store")
     with start(store, SHARD_TOKENS, "pause") as process:
         assert process.stdout.readline() == "<\n"
-        workers = process.children(recursive=True)
+        # They start while the next shards are written.
+        workers = wait_until(lambda: process.children(recursive=True), lambda: "no process sorts")
         os.kill(process.pid, signal.SIGKILL)
         process.wait(SECONDS)
-    assert workers
     _, left = psutil.wait_procs(workers, timeout=SECONDS)
     assert left == []  # they would write into the folder of the next build
     assert not list(store.root.glob("artifacts/index/*"))
